@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -331,10 +332,13 @@ func clean(text string, most int) string {
 	return text[:end] + "…"
 }
 
-// passing is what differs from one failure to the next of the same kind: IDs of requests, times, ports and counts.
-var passing = regexp.MustCompile(`(?i)\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b` +
-	`|\b\d{4}-\d\d-\d\d[t ]\d\d:\d\d(?::\d\d)?(?:\.\d+)?z?` +
-	`|\b(?:\d+(?:\.\d+)?(?:h|m|s|ms|µs)?)+\b`)
+// passing is what differs from one failure to the next of the same kind: IDs of requests, times, ports and counts. It is
+// made when it is first used: a device without a hub does without.
+var passing = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b` +
+		`|\b\d{4}-\d\d-\d\d[t ]\d\d:\d\d(?::\d\d)?(?:\.\d+)?z?` +
+		`|\b(?:\d+(?:\.\d+)?(?:h|m|s|ms|µs)?)+\b`)
+})
 
 // httpStatus is what passing finds and is news: 403 is healed by others than 500.
 var httpStatus = regexp.MustCompile(`^[1-5]\d\d$`)
@@ -342,7 +346,7 @@ var httpStatus = regexp.MustCompile(`^[1-5]\d\d$`)
 // steadyText returns before where text differs from it in passing things alone.
 func steadyText(text, before string) string {
 	kind := func(text string) string {
-		return passing.ReplaceAllStringFunc(text, func(found string) string {
+		return passing().ReplaceAllStringFunc(text, func(found string) string {
 			if httpStatus.MatchString(found) {
 				return found
 			}

@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"perceptd/agent/iothub/link"
 )
 
 // IoTHub says how the device is connected to IoT Hub, and what it is known by there. It holds no secret, but says where
@@ -222,7 +223,7 @@ func (h *IoTHub) checkPlaces() (key string, err error) {
 		{"iothub.credential", h.ConnectionString.Credential}, {"iothub.key_credential", h.Certificate.Key.Credential},
 		{"iothub.proxy_password_credential", h.ProxyPassword.Credential},
 	} {
-		if row.name != "" && !validCredential.MatchString(row.name) {
+		if row.name != "" && !isCredential(row.name) {
 			return row.key, fmt.Errorf("%s must be the name of a credential that systemd gives the service, such as "+
 				"iothub: letters, digits, dot, dash and underscore", row.key)
 		}
@@ -230,12 +231,22 @@ func (h *IoTHub) checkPlaces() (key string, err error) {
 	return "", nil
 }
 
-var (
-	validCredential = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
-	validHost       = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?$`)
-	validGateway    = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?(:[0-9]{1,5})?$`)
-	validDevice     = regexp.MustCompile(`^[A-Za-z0-9.%_*?!(),:=@$'-]{1,128}$`)
-)
+// isCredential reports whether name may be that of a credential of systemd's.
+func isCredential(name string) bool {
+	return len(name) <= 64 && !strings.HasPrefix(name, ".") && !strings.HasPrefix(name, "-") &&
+		!strings.ContainsFunc(name, func(r rune) bool {
+			return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("._-", r))
+		})
+}
+
+// isGateway reports whether text is a host name, with a port or without.
+func isGateway(text string) bool {
+	return link.Identity{Hub: "hub", Device: "device", Gateway: text}.Validate() == nil
+}
+
+// isClient reports whether text may be the ID of a device or module that is connected: "+" and "#" have a meaning in
+// the topics of MQTT.
+func isClient(text string) bool { return link.IsID(text) && !strings.ContainsAny(text, "+#") }
 
 // checkCertificate looks at what belongs to a certificate. What does not fit is not repeated: it may be a connection
 // string that was written there by mistake.
@@ -258,15 +269,15 @@ func (h *IoTHub) checkCertificate() (key string, err error) {
 			"iothub.certificate_file lacks its key: write key_file, or key_credential")
 	case c.Key.File != "" && c.Key.Credential != "":
 		return "iothub.key_credential", errors.New("iothub.key_credential beside iothub.key_file: take one of them out")
-	case !validHost.MatchString(c.Hub):
+	case !link.IsHost(c.Hub):
 		return h.keyOf("iothub.hub", c.Hub), errors.New("iothub.hub must be the hub's host name beside " +
 			"certificate_file, such as example.azure-devices.net")
-	case c.Gateway != "" && !validGateway.MatchString(c.Gateway):
+	case c.Gateway != "" && !isGateway(c.Gateway):
 		return "iothub.gateway", errors.New("iothub.gateway must be the host name that is dialled in the hub's place")
-	case !validDevice.MatchString(c.Device):
+	case !isClient(c.Device):
 		return h.keyOf("iothub.device", c.Device), errors.New("iothub.device must be the device's ID in " +
 			"the hub beside certificate_file, of at most 128 characters")
-	case c.Module != "" && !validDevice.MatchString(c.Module):
+	case c.Module != "" && !isClient(c.Module):
 		return "iothub.module", errors.New("iothub.module must be a module's ID, of at most 128 characters")
 	}
 	return "", nil

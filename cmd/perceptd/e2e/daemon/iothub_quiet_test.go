@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -174,6 +175,32 @@ func TestWithoutIoTHub(t *testing.T) {
 		t.Errorf("something of it runs:\n%s", off.stacks)
 	}
 	t.Logf("%d goroutines and %d kB, with a hub %d and %d", off.goroutines, off.anonymous, on.goroutines, on.anonymous)
+}
+
+// What belongs to the hub allocates next to nothing while a program begins that may never have one. Regular expressions
+// with lengths in them do.
+func TestIoTHubCostsNothingAtTheStart(t *testing.T) {
+	t.Parallel()
+	version := exec.Command(harness.Binary(t, "perceptd"), "--version")
+	version.Env = append(os.Environ(), "GODEBUG=inittrace=1")
+	out, err := version.CombinedOutput()
+	must(t, err)
+	of := regexp.MustCompile(`(?m)^init (\S+) .* (\d+) bytes, \d+ allocs$`)
+	bytes, packages := 0, 0
+	for _, line := range of.FindAllStringSubmatch(string(out), -1) {
+		if packages++; !regexp.MustCompile(`iothub|agent/deny|perceptd/config|paho|gorilla|x/net/proxy`).MatchString(line[1]) {
+			continue
+		}
+		n, err := strconv.Atoi(line[2])
+		must(t, err)
+		bytes += n
+	}
+	if packages < 20 {
+		t.Fatalf("%d packages: this test sees less than it should: %s", packages, out)
+	}
+	if bytes > 100_000 {
+		t.Errorf("%d bytes are allocated for the hub before anything begins:\n%s", bytes, out)
+	}
 }
 
 // Connections that come and go, and a twin that changes, leave no goroutine and no memory behind.
