@@ -73,10 +73,8 @@ func (r *DenyRules) Load() (*deny.Record, error) {
 		return nil, why
 	case r.changes.HaveDenyRules():
 		return nil, &SpoiltError{Name: denyName, Why: errGone}
-	case r.changes.denyRules.Load() == denyRulesUnknown:
-		r.unread = errors.New("whether there is one cannot be told while the record of policy changes cannot be read")
 	}
-	return nil, r.unread
+	return nil, nil
 }
 
 // suspect returns record as one from which something may have been taken.

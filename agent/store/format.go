@@ -231,7 +231,7 @@ func (r *PolicyChanges) encode(record tokencache.Record) ([]byte, error) {
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	doc := recordDocument{Version: recordVersion, Record: record, Changes: changeDocuments(record.Changes),
-		DenyRules: r.denyRules.Load() == haveDenyRules}
+		DenyRules: r.denyRules.Load()}
 	if err := e.Encode(doc); err != nil {
 		return nil, err
 	}
@@ -254,7 +254,7 @@ func (r *PolicyChanges) decode(text []byte) (*tokencache.Record, error) {
 		return nil, err
 	}
 	if doc.DenyRules {
-		r.denyRules.Store(haveDenyRules)
+		r.denyRules.Store(true)
 	}
 	record := doc.Record
 	if record.Changes, err = policyChanges(doc.Changes, version); err != nil {

@@ -29,21 +29,14 @@ type PolicyChanges struct {
 	boot func() time.Duration
 	id   string // of this boot; empty: not known
 
-	denyRules atomic.Int32 // whether there are deny rules on the disk, as far as it is known
+	denyRules atomic.Bool // whether there are deny rules on the disk, as far as it is known
 }
 
-// Whether there are deny rules on the disk.
-const (
-	denyRulesUnknown = iota
-	noDenyRules
-	haveDenyRules
-)
-
 // NoteDenyRules has the record note, when it is saved next, that there are deny rules on the disk.
-func (r *PolicyChanges) NoteDenyRules() { r.denyRules.Store(haveDenyRules) }
+func (r *PolicyChanges) NoteDenyRules() { r.denyRules.Store(true) }
 
 // HaveDenyRules reports whether there are deny rules on the disk, as far as it is known.
-func (r *PolicyChanges) HaveDenyRules() bool { return r.denyRules.Load() == haveDenyRules }
+func (r *PolicyChanges) HaveDenyRules() bool { return r.denyRules.Load() }
 
 // OpenPolicyChanges returns the record in folder. boot returns the time since the device booted, as that of
 // tokencache.Clock.
@@ -76,9 +69,6 @@ func (r *PolicyChanges) Load() (*tokencache.Record, error) {
 		record = joined(record, twin, r.now(record.Instant, twin.Instant))
 	}
 	r.settle(record != nil, &fault, &other)
-	if r.unread == nil {
-		r.denyRules.CompareAndSwap(denyRulesUnknown, noDenyRules)
-	}
 	return record, cmp.Or(r.unread, fault, other)
 }
 
