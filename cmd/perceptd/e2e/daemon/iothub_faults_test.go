@@ -34,6 +34,11 @@ func TestHubFaults(t *testing.T) {
 			func(h api.HubStatus) bool { return !h.Connected && h.Failure == api.HubFailureRefused },
 			func(_ *testing.T, s *site, _ *harness.Daemon) { s.Faults.RefuseLogins.Store(false) },
 		},
+		"the network is cut without a word": {
+			func(_ *testing.T, s *site, _ *harness.Daemon) { s.network.setCut(true) },
+			func(h api.HubStatus) bool { return !h.Connected && h.Failure == api.HubFailureNetwork },
+			func(_ *testing.T, s *site, _ *harness.Daemon) { s.network.setCut(false) },
+		},
 		"it refuses what is subscribed to": {
 			func(_ *testing.T, s *site, _ *harness.Daemon) { s.Faults.RefuseSubscribes.Store(1 << 20); s.DropAll() },
 			func(h api.HubStatus) bool { return !h.Connected && h.LastError != "" },
@@ -64,7 +69,8 @@ func TestHubFaults(t *testing.T) {
 			t.Parallel()
 			s := newSite(t)
 			key := s.CreateDevice("faulty")
-			d := harness.LaunchDaemon(t, harness.SimulatedFor("vision")+s.byFile(t, "faulty", key))
+			config := harness.SimulatedFor("vision") + s.byFile(t, "faulty", key) + "keep_alive = \"10s\"\n"
+			d := harness.LaunchDaemon(t, config)
 			awaitHub(t, d, "the connection", isConnected)
 			stop := askSteadily(t, d, d.Token(), d.Module("vision"))
 			row.begin(t, s, d)

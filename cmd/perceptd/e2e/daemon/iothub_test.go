@@ -28,12 +28,12 @@ const hubPort = 8883
 // newSite starts a hub whose name is the address of the network on the way to it.
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{folder: harness.ShortFolder(t)}
-	s.network = startRelay(t, hubPort, func() string { return s.MQTTAddress() })
+	s := &site{folder: harness.ShortFolder(t), network: newRelay(t, hubPort)}
 	var err error
 	s.Hub, err = hubtest.Start(hubtest.Options{Name: s.network.host})
 	must(t, err)
 	t.Cleanup(s.Close)
+	s.network.passTo(t, s.MQTTAddress())
 	must(t, os.WriteFile(s.path("ca.pem"), s.RootPEM(), 0o644))
 	return s
 }

@@ -11,8 +11,8 @@ import (
 
 // relay is the network between a device and a hub: it can be cut, and says nothing then.
 type relay struct {
-	host string // where it listens
-	to   func() string
+	host     string // where it listens
+	listener net.Listener
 
 	mu    sync.Mutex // protects what follows
 	cut   bool       // nothing is passed on, and nobody is told
@@ -20,8 +20,8 @@ type relay struct {
 	mend  *sync.Cond
 }
 
-// startRelay passes on what comes in on a port of a loopback address that nobody else has to an address.
-func startRelay(t *testing.T, port int, to func() string) *relay {
+// newRelay listens on a port of a loopback address that nobody else has.
+func newRelay(t *testing.T, port int) *relay {
 	t.Helper()
 	var l net.Listener
 	for tries := 0; l == nil; tries++ {
@@ -32,30 +32,36 @@ func startRelay(t *testing.T, port int, to func() string) *relay {
 		}
 	}
 	host, _, _ := net.SplitHostPort(l.Addr().String())
-	r := &relay{host: host, to: to, conns: make(map[net.Conn]bool)}
+	r := &relay{host: host, listener: l, conns: make(map[net.Conn]bool)}
 	r.mend = sync.NewCond(&r.mu)
+	t.Cleanup(func() { _ = l.Close() })
+	return r
+}
+
+// passTo passes on what comes in to an address, until the test ends.
+func (r *relay) passTo(t *testing.T, to string) {
+	t.Helper()
 	var passing sync.WaitGroup
 	passing.Go(func() {
 		for {
-			conn, err := l.Accept()
+			conn, err := r.listener.Accept()
 			if err != nil {
 				return
 			}
-			passing.Go(func() { r.pass(conn, &passing) })
+			passing.Go(func() { r.pass(conn, to, &passing) })
 		}
 	})
 	t.Cleanup(func() {
-		_ = l.Close()
+		_ = r.listener.Close()
 		r.setCut(false)
 		r.drop()
 		passing.Wait()
 	})
-	return r
 }
 
 // pass connects a connection with the other side.
-func (r *relay) pass(near net.Conn, passing *sync.WaitGroup) {
-	far, err := net.Dial("tcp", r.to())
+func (r *relay) pass(near net.Conn, to string, passing *sync.WaitGroup) {
+	far, err := net.Dial("tcp", to)
 	if err != nil {
 		_ = near.Close()
 		return
