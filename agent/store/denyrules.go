@@ -12,8 +12,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"perceptd/agent/deny"
 )
 
@@ -89,7 +87,7 @@ func suspect(record *deny.Record, why error) *deny.Record {
 func (r *DenyRules) load(name string) (*deny.Record, error) {
 	text, err := r.folder.Read(name, othersMayChange, maxDenyFile)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR): // nor is one in what stands in the folder's place
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case err != nil && !isLoose(err):
 		return nil, err
