@@ -112,7 +112,7 @@ func (h *Hub) sendEvent(
 }
 
 // takePatch has what a notification adds to deny be denied at once.
-func (h *Hub) takePatch(text json.RawMessage, identity link.Identity) {
+func (h *Hub) takePatch(text json.RawMessage, identity link.Identity, _ int64) {
 	var of struct {
 		Version int64 `json:"$version"`
 	}

@@ -38,7 +38,7 @@ func measureWire(t *testing.T) (cost wireCost) {
 	twins, changed := make(chan link.Twin, 2*times), make(chan struct{}, 1)
 	l := link.New(link.Options{
 		Credentials: link.SharedKeyFile{Path: file}, RootCAs: hub.RootCAs(), Address: hub.MQTTAddress(),
-		Twin: func(twin link.Twin) { twins <- twin }, Patch: func(json.RawMessage, link.Identity) {},
+		Twin: func(twin link.Twin) { twins <- twin }, Patch: func(json.RawMessage, link.Identity, int64) {},
 		Method: func(context.Context, string, json.RawMessage) (int, any) {
 			return http.StatusNotFound, nil
 		},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
@@ -46,6 +47,13 @@ type RefusedError struct {
 
 func (e *RefusedError) Error() string {
 	return fmt.Sprintf("IoT Hub answers %d to %s", e.Status, e.What)
+}
+
+// isBusy reports whether the hub answered that it cannot do that now: it throttles (429), or fails.
+func isBusy(err error) bool {
+	var refused *RefusedError
+	return errors.As(err, &refused) &&
+		(refused.Status == http.StatusTooManyRequests || refused.Status >= http.StatusInternalServerError)
 }
 
 // errSubscription says that a SUBSCRIBE was answered with 0x80.

@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -50,8 +51,9 @@ type Options struct {
 	// Twin takes the whole twin: after each connect, and after each notification. One call at a time.
 	Twin func(Twin)
 	// Patch takes a notification of desired properties as it came, before the twin is read again. Notifications may
-	// come out of order. One call at a time; it does not wait for the network.
-	Patch func(desired json.RawMessage, identity Identity)
+	// come out of order. One call at a time; it does not wait for the network. number counts the notifications over the
+	// link's life, from 1.
+	Patch func(desired json.RawMessage, identity Identity, number int64)
 	// Method answers a direct method: a status, and what becomes JSON. payload is empty where there is none. Up to
 	// 16 are called at a time. ctx ends with the connection.
 	Method func(ctx context.Context, name string, payload json.RawMessage) (status int, answer any)
@@ -65,6 +67,10 @@ type Twin struct {
 	Desired, Reported json.RawMessage // objects, without $version
 	DesiredVersion    int64
 	ReportedVersion   int64
+
+	// Asked is how many notifications the link had handed on when it asked for this twin, which has what they say. It
+	// may lack what later ones do.
+	Asked int64
 }
 
 // Status says how the link is.
@@ -76,6 +82,7 @@ type Status struct {
 	LastErrorOn time.Time      // zero: there was none
 	Failure     api.HubFailure // of LastError
 	NextTry     time.Time      // zero: it is connected, or is being tried
+	TwinError   string         // why the twin could not be read; it is tried again; empty: it was read
 }
 
 // ErrOffline is returned for what is to be sent while there is no connection.
@@ -90,6 +97,8 @@ type Link struct {
 	ended   chan struct{}
 	stop    context.CancelFunc
 	wake    chan struct{} // a try is wanted now, or the credentials may differ
+
+	notifications atomic.Int64 // handed on
 
 	mu      sync.Mutex // protects what follows
 	status  Status
@@ -146,7 +155,7 @@ func (l *Link) run(ctx context.Context) {
 	var next *Login // of a connection that is renewed; nil: the credentials are read
 	var cuts int    // connections in a row that the other side soon ended
 	for {
-		s := newSession(ctx, &l.options)
+		s := newSession(ctx, &l.options, &l.notifications, l.twinRead)
 		err := s.open(next, l.setIdentity)
 		next = nil
 		if err == nil {
@@ -198,6 +207,25 @@ func (l *Link) setIdentity(identity Identity) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.status.Identity = identity
+}
+
+// twinRead notes how a read of the twin ended. The log has what is news.
+func (l *Link) twinRead(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	l.mu.Lock()
+	news := l.status.TwinError != text
+	l.status.TwinError = text
+	l.mu.Unlock()
+	if news && err != nil {
+		l.options.Log.Warn("the twin cannot be read from IoT Hub now, and is read again; what it denies meanwhile is "+
+			"heard", zap.Error(err))
+	}
+	if news {
+		l.options.Changed()
+	}
 }
 
 // connected notes that s is the connection.

@@ -85,7 +85,7 @@ func startWith(t *testing.T, hub *hubtest.Hub, id string, o Options, set func(*O
 		d.twins = append(d.twins, twin)
 		d.notice()
 	}
-	o.Patch = func(text json.RawMessage, _ Identity) {
+	o.Patch = func(text json.RawMessage, _ Identity, _ int64) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.patches = append(d.patches, string(text))
@@ -534,4 +534,66 @@ func TestCloseWhileNothingAnswers(t *testing.T) {
 	}
 	defer c.Close()
 	d.Close()
+}
+
+// A hub that throttles reads of twins, as one does while a whole fleet reads, keeps its devices: what it denies reaches
+// them.
+func TestBusyHub(t *testing.T) {
+	t.Parallel()
+	hub := startHub(t, hubtest.Options{})
+	hub.Faults.ThrottleTwin.Store(1000)
+	d := start(t, hub, nil)
+	d.connected(t)
+	if s := d.Status(); !strings.Contains(s.TwinError, "429") {
+		t.Errorf("%+v", s)
+	}
+	if _, err := hub.UpdateDesired("cam", []byte(`{"percept":{"deny":[{"module":"vision"}]}}`)); err != nil {
+		t.Fatal(err)
+	}
+	d.wait(t, "the notification is handed on", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return len(d.patches) == 1
+	})
+	d.wait(t, "it is read several times", func() bool { return hub.Faults.ThrottleTwin.Load() <= 1000-4 })
+	if status, _, err := hub.InvokeMethod(d.ctx, "cam", "x", nil); status != http.StatusNotFound || err != nil {
+		t.Error(status, err)
+	}
+	hub.Faults.ThrottleTwin.Store(0)
+	d.wait(t, "the twin is read", func() bool { return d.lastTwin().DesiredVersion == 2 && d.Status().TwinError == "" })
+	if n := hub.Counters("cam").Connects; n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// A twin says which notifications had come when it was asked for.
+func TestReadsFollowNotifications(t *testing.T) {
+	t.Parallel()
+	d := start(t, startHub(t, hubtest.Options{}), nil)
+	d.connected(t)
+	for n := int64(1); n <= 3; n++ {
+		if _, err := d.hub.UpdateDesired("cam", fmt.Appendf(nil, `{"n":%d}`, n)); err != nil {
+			t.Fatal(err)
+		}
+		d.wait(t, "it is read", func() bool { return d.lastTwin().DesiredVersion == n+1 })
+		if asked := d.lastTwin().Asked; asked != n {
+			t.Errorf("after %d notifications it was asked for after %d", n, asked)
+		}
+		d.hub.Drop("cam")
+		d.wait(t, "it connects anew", func() bool { return d.hub.Counters("cam").Connects == int(n)+1 })
+		d.connected(t)
+	}
+}
+
+func TestBusyPause(t *testing.T) {
+	t.Parallel()
+	most := func() float64 { return 0.999999 }
+	for times, bound := range map[int]time.Duration{1: 2 * time.Second, 2: 4 * time.Second, 8: 256 * time.Second, 90: 5 * time.Minute} {
+		if pause := busyPause(times, most); pause > bound || pause < bound*99/100 {
+			t.Errorf("after %d times it waits for %v", times, pause)
+		}
+	}
+	if busyPause(9, func() float64 { return 0 }) != 0 {
+		t.Error("the wait is not spread over all of it")
+	}
 }

@@ -43,3 +43,16 @@ func (s *Schedule) Next() time.Duration {
 func renewal(life time.Duration, roll func() float64) time.Duration {
 	return time.Duration((0.75 + 0.15*roll()) * float64(life))
 }
+
+// Bounds of the wait before the twin is read again from a hub that is too busy.
+const (
+	firstBusyPause = 2 * time.Second
+	maxBusyPause   = 5 * time.Minute
+)
+
+// busyPause returns how long to wait after the hub was too busy so many times in a row: a random time up to a bound that
+// doubles. A fleet that reads its twins together comes back apart.
+func busyPause(times int, roll func() float64) time.Duration {
+	bound := min(firstBusyPause<<min(times-1, 16), maxBusyPause)
+	return time.Duration(roll() * float64(bound))
+}

@@ -44,19 +44,22 @@ const (
 
 // session is one connection.
 type session struct {
-	options *Options
-	log     *zap.Logger
-	ctx     context.Context
-	cancel  context.CancelCauseFunc
-	login   Login
-	made    time.Time     // when the signature was made, by a clock that nothing moves
-	wall    time.Time     // the same by the wall clock
-	life    time.Duration // of the signature
+	options       *Options
+	notifications *atomic.Int64 // handed on, over all sessions
+	twinRead      func(error)
+	log           *zap.Logger
+	ctx           context.Context
+	cancel        context.CancelCauseFunc
+	login         Login
+	made          time.Time     // when the signature was made, by a clock that nothing moves
+	wall          time.Time     // the same by the wall clock
+	life          time.Duration // of the signature
 
 	transport transport.Transport
 	client    paho.Client // as of opened
 	opened    chan struct{}
 	began     time.Time // when it was open; zero: it never was
+	unread    bool      // the hub was too busy to let the twin be read as it was made
 
 	notified chan struct{} // the twin has changed
 	methods  chan struct{} // one for each method that is being answered
@@ -66,9 +69,11 @@ type session struct {
 	sent, acknowledged atomic.Int64 // messages that want a PUBACK, and PUBACKs
 }
 
-func newSession(ctx context.Context, o *Options) *session {
+// newSession returns a session that is not open yet. notifications counts those of all sessions, and twinRead is called
+// with how each read of the twin ended.
+func newSession(ctx context.Context, o *Options, notifications *atomic.Int64, twinRead func(error)) *session {
 	s := &session{
-		options: o, log: o.Log, opened: make(chan struct{}), notified: make(chan struct{}, 1),
+		options: o, notifications: notifications, twinRead: twinRead, log: o.Log, opened: make(chan struct{}), notified: make(chan struct{}, 1),
 		methods: make(chan struct{}, methodsAtOnce),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
@@ -90,7 +95,7 @@ func (s *session) open(login *Login, named func(Identity)) error {
 	if err := s.connect(); err != nil {
 		return err
 	}
-	steps := []struct {
+	subscriptions := []struct {
 		name string
 		do   func(context.Context) error
 	}{
@@ -98,13 +103,20 @@ func (s *session) open(login *Login, named func(Identity)) error {
 		{"subscribing to the twin", func(context.Context) error {
 			return s.transport.SubscribeTwinUpdates(s.ctx, desiredDispatcher{s})
 		}},
-		{"reading the twin", s.readTwin}, // which subscribes to answers, too
-		{"subscribing", s.verify},
 	}
-	for _, step := range steps {
-		if err := s.within(step.do); err != nil {
+	for _, step := range subscriptions {
+		if err := s.do(step.do); err != nil {
 			return fmt.Errorf("%s: %w", step.name, err)
 		}
+	}
+	// It subscribes to answers, too. A hub that is too busy for it sends notifications and calls methods all the same.
+	err := s.readTwin()
+	if s.unread = isBusy(err); err != nil && !s.unread {
+		return err
+	}
+	s.twinRead(err)
+	if err := s.do(s.verify); err != nil {
+		return fmt.Errorf("subscribing: %w", err)
 	}
 	s.began = time.Now()
 	return nil
@@ -120,29 +132,38 @@ func (s *session) lasted() time.Duration {
 	return time.Since(s.began)
 }
 
-func (s *session) readLogin() (login Login, err error) {
-	err = s.within(func(ctx context.Context) (err error) {
-		login, err = s.options.Credentials.Login(ctx)
-		return err
-	})
-	return login, err
-}
+func (s *session) readLogin() (Login, error) { return within(s, s.options.Credentials.Login) }
 
-// within calls f, which may ignore its context while it holds the library's lock, for as long as an operation may take.
-func (s *session) within(f func(context.Context) error) error {
+// within returns what f does, which may ignore its context while it holds the library's lock, or an error when an
+// operation may take no longer. What f returns then is dropped.
+func within[T any](s *session, f func(context.Context) (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.options.OperationTimeout)
 	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- f(ctx) }()
+	done := make(chan result, 1)
+	go func() {
+		value, err := f(ctx)
+		done <- result{value, err}
+	}()
 	select {
-	case err := <-done:
-		return s.cause(err)
+	case r := <-done:
+		return r.value, s.cause(r.err)
 	case <-ctx.Done():
+		var none T
 		if s.ctx.Err() == nil {
-			return fmt.Errorf("no answer within %v: %w", s.options.OperationTimeout, ctx.Err())
+			return none, fmt.Errorf("no answer within %v: %w", s.options.OperationTimeout, ctx.Err())
 		}
-		return s.cause(ctx.Err())
+		return none, s.cause(ctx.Err())
 	}
+}
+
+// do is within for what returns an error alone.
+func (s *session) do(f func(context.Context) error) error {
+	_, err := within(s, func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) })
+	return err
 }
 
 // cause returns why the session ended in the place of an error that follows from it.
@@ -161,10 +182,8 @@ func (s *session) connect() error {
 		s.wall = s.options.Now().Round(0)
 		expires := s.wall.Add(s.options.TokenLife).Truncate(time.Second) // a signature has whole seconds
 		s.life = expires.Sub(s.wall)
-		err := s.within(func(ctx context.Context) (err error) {
-			password, err = s.login.sign(ctx, expires)
-			return err
-		})
+		var err error
+		password, err = within(s, func(ctx context.Context) (string, error) { return s.login.sign(ctx, expires) })
 		if err != nil {
 			return err
 		}
@@ -176,7 +195,7 @@ func (s *session) connect() error {
 		s.transport = iotmqtt.NewModuleTransport(configure)
 	}
 	s.transport.SetLogger(silence{})
-	err := s.within(func(ctx context.Context) error {
+	err := s.do(func(ctx context.Context) error {
 		if err := s.transport.Connect(ctx, &libraryCredentials{&s.login}); err != nil {
 			return err
 		}
@@ -264,8 +283,11 @@ func (s *session) serve(wake <-chan struct{}) (next *Login, err error) {
 		defer ticker.Stop()
 		renew, look = timer.C, ticker.C
 	}
-	fails := 0
 	var retry <-chan time.Time
+	if s.unread {
+		retry = time.After(busyPause(1, rand.Float64))
+	}
+	unanswered, busy := 0, 0
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -294,12 +316,19 @@ func (s *session) serve(wake <-chan struct{}) (next *Login, err error) {
 		case <-s.notified:
 		}
 		retry = nil
-		if err := s.within(s.readTwin); err == nil {
-			fails = 0
-		} else if fails++; fails == twinTries || s.ctx.Err() != nil {
-			return nil, fmt.Errorf("reading the twin: %w", err)
-		} else {
-			retry = time.After(twinRetry << (fails - 1))
+		switch err := s.readTwin(); {
+		case err == nil:
+			unanswered, busy = 0, 0
+			s.twinRead(nil)
+		case isBusy(err):
+			busy++
+			s.twinRead(err)
+			retry = time.After(busyPause(busy, rand.Float64))
+		default:
+			if unanswered++; unanswered == twinTries || s.ctx.Err() != nil {
+				return nil, err
+			}
+			retry = time.After(twinRetry << (unanswered - 1))
 		}
 	}
 }
@@ -325,17 +354,18 @@ func (s *session) close() {
 }
 
 // readTwin reads the twin and hands it on.
-func (s *session) readTwin(ctx context.Context) error {
+func (s *session) readTwin() error {
+	asked := s.notifications.Load()
 	s.sent.Add(1)
-	text, err := s.transport.RetrieveTwinProperties(ctx)
+	text, err := within(s, s.transport.RetrieveTwinProperties)
 	if err != nil {
 		return refusal("reading the twin", err)
 	}
 	t, err := parseTwin(text)
 	if err != nil {
-		return err
+		return fmt.Errorf("reading the twin: %w", err)
 	}
-	t.Identity = s.login.Identity
+	t.Identity, t.Asked = s.login.Identity, asked
 	s.options.Twin(t)
 	return nil
 }
@@ -375,7 +405,7 @@ type desiredDispatcher struct{ *session }
 func (d desiredDispatcher) Dispatch(text []byte) {
 	d.patching.Lock()
 	if d.ctx.Err() == nil {
-		d.options.Patch(text, d.login.Identity)
+		d.options.Patch(text, d.login.Identity, d.notifications.Add(1))
 	}
 	d.patching.Unlock()
 	select {
