@@ -86,10 +86,24 @@ type DenyStatus struct {
 // IsLost reports whether the record of deny rules is not known, so that every request is refused.
 func (d *DenyStatus) IsLost() bool { return d != nil && d.Lost != "" }
 
-// InForce returns the rules that are not set aside, the latest first. A nil d has none.
+// InForce returns the rules that are not set aside: those that deny everything, then the others that deny something now,
+// then the idle ones; among each the latest first. A nil d has none.
 func (d *DenyStatus) InForce() []DenyRule {
 	if d == nil {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(d.Rules), func(rule DenyRule) bool { return rule.SetAside })
+	rules := slices.DeleteFunc(slices.Clone(d.Rules), func(rule DenyRule) bool { return rule.SetAside })
+	slices.SortStableFunc(rules, func(a, b DenyRule) int { return a.rank() - b.rank() })
+	return rules
+}
+
+// rank is how little a rule denies now.
+func (r DenyRule) rank() int {
+	switch {
+	case r.Idle != "":
+		return 2
+	case r.All:
+		return 0
+	}
+	return 1
 }

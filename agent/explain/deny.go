@@ -11,7 +11,8 @@ import (
 	"perceptd/tokencache"
 )
 
-// RulesOn returns the deny rules that deny a token to some caller now, or to all, the latest first.
+// RulesOn returns the deny rules that deny a token to some caller now, or to all: first those that deny
+// everything, among each kind the latest first.
 func RulesOn(d *api.DenyStatus, token api.TokenStatus) []api.DenyRule {
 	return slices.DeleteFunc(d.InForce(), func(rule api.DenyRule) bool {
 		return rule.Idle != "" || !Covers(rule.DenyTarget, token.Identity, token.Resource)
@@ -49,7 +50,7 @@ func (t explainer) denied() []string {
 		texts = append(texts, capitalized(t.DenyText(t.now, rule))+" (ID "+rule.ID+").")
 	}
 	if more := len(rules) - ShownChanges; more > 0 {
-		texts = append(texts, "There are "+Counted(more, "rule")+" before these: perceptctl deny lists them.")
+		texts = append(texts, "There are "+Counted(more, "more rule")+": perceptctl deny lists them.")
 	}
 	return texts
 }

@@ -225,7 +225,7 @@ func callersGranted(rule api.DenyRule, granted []api.Grant) (callers []string) {
 // shownRules is how many deny rules a status shows; perceptctl deny has all.
 const shownRules = 3
 
-// denyInForce lists the latest deny rules that are in force, in the status, behind what is wrong with their record; or
+// denyInForce lists the first deny rules that are in force, in the status, behind what is wrong with their record; or
 // nothing.
 func (s screen) denyInForce(status api.Status) string {
 	if status.Deny == nil {
@@ -260,7 +260,11 @@ func examineDeny(now time.Time, d *api.DenyStatus) (all []finding) {
 			explain.Duration(now.Sub(d.HubSetAsideOn)) + " ago: nothing that it sets is heeded",
 			"once IoT Hub is to be heeded again: sudo perceptctl deny heed-hub"})
 	}
-	if rules := d.InForce(); len(rules) > 0 {
+	rules := d.InForce()
+	if isAllDenied(d) {
+		rules = rules[1:] // a finding of its own
+	}
+	if len(rules) > 0 {
 		all = append(all, finding{note, what, plural(len(rules), "rule takes", "rules take") +
 			" tokens away, whatever the grants allow: " + ruleTexts(rules),
 			"perceptctl deny lists them, and who lifts them"})
@@ -268,11 +272,34 @@ func examineDeny(now time.Time, d *api.DenyStatus) (all []finding) {
 	return all
 }
 
-// ruleTexts lists the first of deny rules.
+// examineAllDenied says that a deny rule denies everything, which a person alone ends, or nothing.
+func (s screen) examineAllDenied(now time.Time, d *api.DenyStatus) []finding {
+	if !isAllDenied(d) {
+		return nil
+	}
+	rule := d.InForce()[0]
+	next := "when that is over: perceptctl deny lift " + rule.ID
+	if explain.IsOfHub(rule) {
+		next = "when that is over it is lifted in IoT Hub; where that cannot be: sudo perceptctl deny lift --from-hub"
+	}
+	return []finding{{fail, "denied", "nobody gets a token: " + s.times().DenyText(now, rule), next}}
+}
+
+// isAllDenied reports whether a deny rule denies everything; it is then the first that is in force.
+func isAllDenied(d *api.DenyStatus) bool {
+	rules := d.InForce()
+	return len(rules) > 0 && rules[0].All && rules[0].Idle == ""
+}
+
+// ruleTexts lists the first of deny rules, and marks those that are idle.
 func ruleTexts(rules []api.DenyRule) string {
 	var texts []string
 	for _, rule := range rules[:min(shownRules, len(rules))] {
-		texts = append(texts, rule.String())
+		text := rule.String()
+		if rule.Idle != "" {
+			text += " (idle)"
+		}
+		texts = append(texts, text)
 	}
 	if more := len(rules) - len(texts); more > 0 {
 		texts = append(texts, fmt.Sprintf("%d more", more))

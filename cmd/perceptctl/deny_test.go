@@ -3,10 +3,12 @@ package main
 import (
 	"encoding/json"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // narrowRules is the list of deny rules within 60 columns.
@@ -78,5 +80,34 @@ func TestDenyOnANarrowTerminal(t *testing.T) {
 		if args[0] == "deny" && len(args) == 1 && shown != narrowRules {
 			t.Errorf("%s\nwant\n%s", shown, narrowRules)
 		}
+	}
+}
+
+// TestWhatDeniesEverythingComesFirst shows that rules which came later do not hide the one that denies everything.
+func TestWhatDeniesEverythingComesFirst(t *testing.T) {
+	t.Parallel()
+	d := &api.DenyStatus{Rules: []api.DenyRule{
+		{ID: "1", DenyTarget: api.DenyTarget{Module: "a"}, Idle: "it is not here"},
+		{ID: "2", DenyTarget: api.DenyTarget{Module: "b"}},
+		{ID: "3", DenyTarget: api.DenyTarget{Module: "c"}},
+		{ID: "4", DenyTarget: api.DenyTarget{All: true}, Since: noon, Origin: api.DenyTwin, Twin: 12},
+	}}
+	s := screen{Screen: term.Screen{Width: 80}, zone: time.UTC}
+	status := s.denyInForce(api.Status{Now: noon, Deny: d})
+	if !strings.HasPrefix(status, "denied: everything, since 12:00 ") {
+		t.Errorf("status: %s", status)
+	}
+	all := s.examineAllDenied(noon, d)
+	if len(all) != 1 || all[0].Verdict != fail || !strings.Contains(all[0].Is, "everything, since 12:00") ||
+		!strings.Contains(all[0].Next, "deny lift --from-hub") {
+		t.Errorf("doctor: %+v", all)
+	}
+	others := examineDeny(noon, d)
+	if len(others) != 1 || !strings.HasSuffix(others[0].Is, ": module b; module c; module a (idle)") {
+		t.Errorf("doctor, of the others: %+v", others)
+	}
+	d.Rules[3].SetAside = true
+	if all := s.examineAllDenied(noon, d); all != nil {
+		t.Errorf("set aside: %+v", all)
 	}
 }

@@ -115,6 +115,7 @@ func (a *app) examine(ctx context.Context) []finding {
 	all = append(all, examineHub(status.Now, status.Hub)...)
 	all = append(all, examineDeny(status.Now, status.Deny)...)
 	all = append(all, examineTokens(status)...)
+	all = append(a.screen(a.stdout).examineAllDenied(status.Now, status.Deny), all...)
 	return append(all, examineDenials(status)...)
 }
 

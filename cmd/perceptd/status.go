@@ -13,6 +13,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
+	"perceptd/agent/explain"
 	"perceptd/systemd"
 )
 
@@ -109,8 +110,8 @@ func statusText(s api.Status, opensNothing bool, trouble []string) string {
 	if opensNothing {
 		parts = append(parts, "SIMULATED")
 	}
-	if n := len(s.Deny.InForce()); n > 0 {
-		parts = append(parts, count(n, "deny rule", "deny rules"))
+	if rules := s.Deny.InForce(); len(rules) > 0 {
+		parts = append(parts, deniedText(rules))
 	}
 	shown := troubleText(slices.Concat(trouble, s.Trouble))
 	if shown != "" {
@@ -124,6 +125,23 @@ func statusText(s api.Status, opensNothing bool, trouble []string) string {
 		parts = append(parts, "IoT Hub not connected")
 	}
 	return strings.Join(parts, "; ")
+}
+
+// deniedText shows the first of the deny rules in force, since when and by which side it is, and counts the others.
+func deniedText(rules []api.DenyRule) string {
+	first := rules[0]
+	text := "denied: " + first.String()
+	switch {
+	case first.Idle != "":
+		return count(len(rules), "deny rule, which is idle", "deny rules, which are idle")
+	case first.All:
+		text = "everything is denied"
+	}
+	text += ", since " + first.Since.UTC().Format("Jan 2 15:04 UTC") + " by " + explain.SetBy(first)
+	if more := len(rules) - 1; more > 0 {
+		text += " (and " + count(more, "more deny rule", "more deny rules") + ")"
+	}
+	return text
 }
 
 // troubleText shows the first trouble and counts the others; "" where there is none. That of IoT Hub comes last, since

@@ -76,9 +76,19 @@ func TestStaleInStatusText(t *testing.T) {
 // TestDenyAndHubInStatusText shows that what is denied comes first, and that a hub that is gone crowds nothing out.
 func TestDenyAndHubInStatusText(t *testing.T) {
 	t.Parallel()
-	rules := &api.DenyStatus{Rules: []api.DenyRule{{ID: "a", Origin: api.DenyTwin}, {ID: "b"}}}
+	noon := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+	module := func(origin api.DenyOrigin, idle string) api.DenyRule {
+		return api.DenyRule{DenyTarget: api.DenyTarget{Module: "m"}, Origin: origin, Since: noon, By: "uid 0", Idle: idle}
+	}
+	everything := api.DenyRule{DenyTarget: api.DenyTarget{All: true}, Origin: api.DenyTwin, Twin: 12, Since: noon}
+	setAside := everything
+	setAside.SetAside = true
+	rules := &api.DenyStatus{Rules: []api.DenyRule{module(api.DenyLocal, ""), module(api.DenyTwin, "")}}
+	all := &api.DenyStatus{Rules: []api.DenyRule{module(api.DenyLocal, ""), module(api.DenyTwin, "it is not here"),
+		everything}}
+	idle := &api.DenyStatus{Rules: []api.DenyRule{module(api.DenyLocal, "it is not here")}}
 	aside := &api.DenyStatus{HubSetAsideOn: time.Unix(1e9, 0),
-		Rules: []api.DenyRule{{ID: "a", Origin: api.DenyTwin, SetAside: true}, {ID: "b"}}}
+		Rules: []api.DenyRule{setAside, module(api.DenyLocal, "")}}
 	up := &api.HubStatus{Connected: true}
 	const gone = "IoT Hub is not connected since Nov 23 11:48 UTC: no such host"
 	const refused = "what IoT Hub sets is refused, version 3 of the twin's desired properties: deny[0]"
@@ -86,15 +96,17 @@ func TestDenyAndHubInStatusText(t *testing.T) {
 		status  api.Status
 		trouble []string
 	}{
-		"0 identities, 0 tokens":               {api.Status{Deny: &api.DenyStatus{}, Hub: up}, nil},
-		"2 deny rules; 0 identities, 0 tokens": {api.Status{Deny: rules}, nil},
-		"1 deny rule; 0 identities, 0 tokens; IoT Hub set aside": {
+		"0 identities, 0 tokens": {api.Status{Deny: &api.DenyStatus{}, Hub: up}, nil},
+		"everything is denied, since Nov 28 12:00 UTC by IoT Hub, twin version 12 (and 2 more deny rules); " +
+			"0 identities, 0 tokens": {api.Status{Deny: all}, nil},
+		"1 deny rule, which is idle; 0 identities, 0 tokens": {api.Status{Deny: idle}, nil},
+		"denied: module m, since Nov 28 12:00 UTC by uid 0; 0 identities, 0 tokens; IoT Hub set aside": {
 			api.Status{Deny: aside, Hub: up}, nil},
 		"0 identities, 0 tokens; IoT Hub not connected": {api.Status{Hub: &api.HubStatus{}}, nil},
 		"trouble: IoT Hub: what [iothub] names cannot be used; 0 identities, 0 tokens": {
 			api.Status{Hub: &api.HubStatus{}}, []string{"IoT Hub: what [iothub] names cannot be used"}},
 		"trouble: " + gone + "; 0 identities, 0 tokens": {api.Status{Hub: &api.HubStatus{}}, []string{gone}},
-		"2 deny rules; trouble: no key (and 2 more, see perceptctl status); 0 identities, 0 tokens; IoT Hub not " +
+		"denied: module m, since Nov 28 12:00 UTC by uid 0 (and 1 more deny rule); trouble: no key (and 2 more, see perceptctl status); 0 identities, 0 tokens; IoT Hub not " +
 			"connected": {
 			api.Status{Deny: rules, Hub: &api.HubStatus{}, Trouble: []string{"no key"}}, []string{gone, refused}},
 		"trouble: " + refused + "; 0 identities, 0 tokens": {
