@@ -86,6 +86,9 @@ type DenyStatus struct {
 // IsLost reports whether the record of deny rules is not known, so that every request is refused.
 func (d *DenyStatus) IsLost() bool { return d != nil && d.Lost != "" }
 
+// IsHubSetAside reports whether root on this device has set aside what the hub sets, so that nothing of it is heeded.
+func (d *DenyStatus) IsHubSetAside() bool { return d != nil && !d.HubSetAsideOn.IsZero() }
+
 // InForce returns the rules that are not set aside: those that deny everything, then the others that deny something now,
 // then the idle ones; among each the latest first. A nil d has none.
 func (d *DenyStatus) InForce() []DenyRule {

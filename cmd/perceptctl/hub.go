@@ -43,7 +43,7 @@ func (s screen) hub(status api.Status) string {
 		}
 		text += s.Paragraph(gap, last, how)
 	}
-	twin, how := twinText(now, &h, isReported(status.Trouble, h.Desired.Refused))
+	twin, how := twinText(now, &h, status.Deny.IsHubSetAside(), isReported(status.Trouble, h.Desired.Refused))
 	text += s.Paragraph(gap, twin, how)
 	for _, idle := range h.Desired.Idle {
 		text += s.Paragraph(gap, "idle: "+idle, term.Faint)
@@ -85,15 +85,20 @@ func nextTry(now time.Time, h *api.HubStatus) string {
 	return "; it is being tried now"
 }
 
-// twinText says what of the twin's desired properties is in force, and when the hub last took a report. Why a version
-// is refused is left out where reported says that it was told.
-func twinText(now time.Time, h *api.HubStatus, reported bool) (text string, how term.Style) {
+// twinText says what of the twin's desired properties is in force, and when the hub last took a report. Nothing
+// is where root has set it aside. Why a version is refused is left out where reported says that it was told.
+func twinText(now time.Time, h *api.HubStatus, aside, reported bool) (text string, how term.Style) {
 	d := h.Desired
 	version := "twin version " + strconv.FormatInt(d.Version, 10)
 	if !d.ReadOn.IsZero() {
 		version += ", read " + explain.Duration(now.Sub(d.ReadOn)) + " ago,"
 	}
 	switch {
+	case aside:
+		text, how = "the twin is set aside", term.Warning
+		if d.Version > 0 {
+			text = version + " is set aside"
+		}
 	case d.Refused != "":
 		if text, how = version+" is refused", term.Bad; !reported {
 			text += ": " + d.Refused
@@ -105,7 +110,7 @@ func twinText(now time.Time, h *api.HubStatus, reported bool) (text string, how 
 	default:
 		text, how = version+" is not in force", term.Warning
 	}
-	if d.Applied > 0 && d.Applied != d.Version {
+	if d.Applied > 0 && d.Applied != d.Version && !aside {
 		text += "; version " + strconv.FormatInt(d.Applied, 10) + " stays in force"
 	}
 	if h.Reported.IsZero() {
@@ -141,8 +146,9 @@ func reportedOfHub(h *api.HubStatus, trouble string) bool {
 // hubPatience is how long a hub may be away before that is a fault: networks come and go.
 const hubPatience = 5 * time.Minute
 
-// examineHub says whether IoT Hub is connected, and why not, and whether what it sets is in force.
-func examineHub(now time.Time, h *api.HubStatus) (all []finding) {
+// examineHub says whether IoT Hub is connected, and why not, and whether what it sets is in force, unless root has set
+// that aside, of which examineDeny says what ends it.
+func examineHub(now time.Time, h *api.HubStatus, aside bool) (all []finding) {
 	const what = "IoT Hub"
 	if h == nil {
 		return nil
@@ -165,7 +171,7 @@ func examineHub(now time.Time, h *api.HubStatus) (all []finding) {
 		f.Is += ". Tokens are served without it"
 		all = append(all, f)
 	}
-	if d := h.Desired; d.Refused != "" {
+	if d := h.Desired; d.Refused != "" && !aside {
 		is := "version " + strconv.FormatInt(d.Version, 10) + " of its desired properties is refused: " + d.Refused
 		if d.Applied > 0 {
 			is += "; version " + strconv.FormatInt(d.Applied, 10) + " stays in force"

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // TestHubFailures shows what doctor says of each kind of failure: what to do, and whether it needs a person at once, or
@@ -31,7 +33,7 @@ func TestHubFailures(t *testing.T) {
 		h := &api.HubStatus{Hub: "h", Device: "d", Failure: kind, LastError: "because", Since: noon.Add(-40 * time.Second)}
 		for away, verdict := range map[time.Duration]severity{40 * time.Second: want.atOnce, 12 * time.Minute: fail} {
 			h.Since = noon.Add(-away)
-			all := examineHub(noon, h)
+			all := examineHub(noon, h, false)
 			if len(all) != 1 || all[0].Verdict != verdict || !strings.Contains(all[0].Next, want.next) ||
 				!strings.Contains(all[0].Is, " as h/d: because. Tokens are served without it") {
 				t.Errorf("%q after %v: %+v", kind, away, all)
@@ -43,7 +45,25 @@ func TestHubFailures(t *testing.T) {
 			t.Errorf("%q has no advice", kind)
 		}
 	}
-	if all := examineHub(noon, nil); all != nil {
+	if all := examineHub(noon, nil, false); all != nil {
 		t.Errorf("without a hub: %+v", all)
+	}
+}
+
+// TestTwinThatIsSetAside shows that what root has set aside is no fault, be it sound or not.
+func TestTwinThatIsSetAside(t *testing.T) {
+	t.Parallel()
+	status := api.Status{Now: noon, Deny: &api.DenyStatus{HubSetAsideOn: noon.Add(-time.Hour)},
+		Hub: &api.HubStatus{Connected: true, Since: noon.Add(-time.Hour),
+			Desired: api.DesiredStatus{Version: 17, Applied: 16, Refused: "root on this device has set aside"}}}
+	for _, f := range slices.Concat(examineHub(noon, status.Hub, true), examineDeny(noon, status.Deny)) {
+		if f.Verdict == fail || f.What == "twin" || f.Next != "" && !strings.Contains(f.Next, "deny heed-hub") {
+			t.Errorf("%+v", f)
+		}
+	}
+	text := screen{Screen: term.Screen{Width: 120}, zone: time.UTC}.hub(status)
+	if !strings.Contains(text, "twin version 17 is set aside; nothing is reported yet") ||
+		strings.Contains(text, "stays in force") || strings.Contains(text, "refused") {
+		t.Error(text)
 	}
 }

@@ -160,11 +160,12 @@ func (h *iotHub) troubles() []string {
 	h.mu.Lock()
 	why := h.why
 	h.mu.Unlock()
-	return hubTroubles(*s, why, time.Now())
+	return hubTroubles(*s, h.agent.HubSetAside(), why, time.Now())
 }
 
-// hubTroubles is troubles of a status. why is what of the configuration cannot be used.
-func hubTroubles(s api.HubStatus, why error, now time.Time) (troubles []string) {
+// hubTroubles is troubles of a status. aside: root has set aside what the hub sets, and wants none of it in force. why
+// is what of the configuration cannot be used.
+func hubTroubles(s api.HubStatus, aside bool, why error, now time.Time) (troubles []string) {
 	switch {
 	case why != nil:
 		troubles = append(troubles, fmt.Sprintf("IoT Hub: what [iothub] names cannot be used: %v: mend it, then "+
@@ -177,7 +178,7 @@ func hubTroubles(s api.HubStatus, why error, now time.Time) (troubles []string) 
 		troubles = append(troubles, fmt.Sprintf("IoT Hub is not connected since %s: %s",
 			s.Since.UTC().Format("Jan 2 15:04 UTC"), why))
 	}
-	if s.Desired.Refused != "" {
+	if s.Desired.Refused != "" && !aside {
 		troubles = append(troubles, fmt.Sprintf(
 			"what IoT Hub sets is refused, version %d of the twin's desired properties: %s",
 			s.Desired.Version, s.Desired.Refused))

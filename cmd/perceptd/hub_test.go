@@ -46,9 +46,12 @@ func TestHubTroubles(t *testing.T) {
 		{"refused, and away since", api.HubStatus{Since: since, LastError: "EOF", Desired: refused}, nil,
 			since.Add(time.Hour), []string{"IoT Hub is not connected since Nov 28 08:00 UTC: EOF", refusal}},
 	} {
-		if got := hubTroubles(row.of, row.why, row.now); !slices.Equal(got, row.want) {
+		if got := hubTroubles(row.of, false, row.why, row.now); !slices.Equal(got, row.want) {
 			t.Errorf("%s: %q", row.name, got)
 		}
+	}
+	if got := hubTroubles(api.HubStatus{Connected: true, Desired: refused}, true, nil, since); got != nil {
+		t.Errorf("set aside: %q", got)
 	}
 }
 
