@@ -19,7 +19,7 @@ const (
 	listed = 8
 
 	// twinPrefix begins the IDs of the policy changes that the twin lists.
-	twinPrefix = "twin-"
+	twinPrefix = api.TwinChangePrefix
 )
 
 // RecordChange puts a policy change on record and in force. by says who reports it, for the log: "uid 0 (pid 7)". The

@@ -6,6 +6,7 @@
 package api
 
 import (
+	"strings"
 	"time"
 
 	"perceptd/tokencache"
@@ -290,6 +291,12 @@ type PolicyChange struct {
 	Touched int       `json:"touched"` // valid tokens held that it is about
 	Waiting int       `json:"waiting"` // of these, those that are not current yet
 }
+
+// TwinChangePrefix begins the IDs of policy changes that the twin of this device in IoT Hub has set, and of no others.
+const TwinChangePrefix = "twin-"
+
+// IsOfTwin reports whether the twin of this device in IoT Hub has set the change, so that it is withdrawn there alone.
+func (c PolicyChange) IsOfTwin() bool { return strings.HasPrefix(c.ID, TwinChangePrefix) }
 
 // PolicyChanges is the answer of GET /v1/policy-changes, the latest first.
 type PolicyChanges struct {

@@ -519,11 +519,11 @@ func (t explainer) waiting(unmet []TokenChange) string {
 	case p.Withheld:
 		return "Wait: nothing can hurry the back end, and " + watch +
 			". If modules must have the token at hand in spite of the revocation, or it was noted by mistake: " +
-			"perceptctl policy-changes withdraw " + revocations(unmet) + "."
+			t.withdrawal(revocations(unmet)) + "."
 	case !t.current():
 		text := "Wait: nothing can hurry the back end, perceptctl refresh neither; " + watch + "."
 		if len(unmet) > 0 {
-			text += " If a change was noted by mistake: perceptctl policy-changes withdraw " + unmet[0].ID + "."
+			text += " If a change was noted by mistake: " + t.withdrawal(unmet[:1]) + "."
 		}
 		return text
 	case t.token.LastError != "":
@@ -544,16 +544,33 @@ func (t explainer) unmet() []TokenChange {
 	return slices.DeleteFunc(slices.Clone(t.changes), func(change TokenChange) bool { return !change.Lacked() })
 }
 
-// revocations lists the IDs of the revocations among changes, or says where to find them.
-func revocations(changes []TokenChange) string {
-	var ids []string
+// revocations returns those of changes that revoke permissions.
+func revocations(changes []TokenChange) []TokenChange {
+	return slices.DeleteFunc(slices.Clone(changes), func(c TokenChange) bool { return c.Effect != api.EffectRevoked })
+}
+
+// withdrawal says where changes are withdrawn: those of the twin in IoT Hub unless that is set aside, the others here.
+func (t explainer) withdrawal(changes []TokenChange) string {
+	var here, there []string
 	for _, change := range changes {
-		if change.Effect == api.EffectRevoked {
-			ids = append(ids, change.ID)
+		if change.IsOfTwin() && !t.deny.IsHubSetAside() {
+			there = append(there, change.ID)
+		} else {
+			here = append(here, change.ID)
 		}
 	}
-	if len(ids) == 0 {
-		return "ID (perceptctl policy-changes lists them)"
+	var ways []string
+	if len(here) > 0 {
+		ways = append(ways, "perceptctl policy-changes withdraw "+strings.Join(here, " "))
 	}
-	return strings.Join(ids, " ")
+	if len(there) > 0 {
+		ways = append(ways, TwinWithdrawal+" ("+strings.Join(there, ", ")+")")
+	}
+	if len(ways) == 0 {
+		return "perceptctl policy-changes withdraw ID (perceptctl policy-changes lists them)"
+	}
+	return strings.Join(ways, "; ")
 }
+
+// TwinWithdrawal says how a policy change that the twin has set is withdrawn.
+const TwinWithdrawal = "take it out of percept.policyChanges in the twin's desired properties in IoT Hub"

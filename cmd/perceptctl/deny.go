@@ -291,6 +291,13 @@ func isAllDenied(d *api.DenyStatus) bool {
 	return len(rules) > 0 && rules[0].All && rules[0].Idle == ""
 }
 
+// isStillDenied reports whether a deny rule that a denial names is still in force. One that names none is taken to be.
+func isStillDenied(d *api.DenyStatus, denial api.Denial) bool {
+	return !strings.HasPrefix(denial.Reason, "deny rule ") || slices.ContainsFunc(d.InForce(), func(r api.DenyRule) bool {
+		return strings.Contains(denial.Reason, "deny rule "+r.ID+":")
+	})
+}
+
 // ruleTexts lists the first of deny rules, and marks those that are idle.
 func ruleTexts(rules []api.DenyRule) string {
 	var texts []string

@@ -111,3 +111,22 @@ func TestWhatDeniesEverythingComesFirst(t *testing.T) {
 		t.Errorf("set aside: %+v", all)
 	}
 }
+
+// TestDenialOfARuleThatIsGone shows that doctor sends nobody to a rule that was lifted since.
+func TestDenialOfARuleThatIsGone(t *testing.T) {
+	t.Parallel()
+	status := api.Status{Now: noon, Deny: &api.DenyStatus{Rules: []api.DenyRule{{ID: "here"}, {ID: "aside", SetAside: true}}}}
+	for _, reason := range []string{"deny rule here: root denies it", "deny rule gone: root denies it",
+		"deny rule aside: the twin denies it"} {
+		status.Denials = append(status.Denials, api.Denial{Code: api.CodeDenied, Caller: "uid 7", On: noon, Reason: reason})
+	}
+	for i, f := range examineDenials(status) {
+		if gone := i > 0; gone != strings.HasSuffix(f.Is, "; lifted since") || gone != (f.Next == "") {
+			t.Errorf("%+v", f)
+		}
+	}
+	s := screen{Screen: term.Screen{Width: 120}, zone: time.UTC}
+	if text := s.denials(status); strings.Count(text, "; lifted since") != 2 {
+		t.Error(text)
+	}
+}

@@ -441,6 +441,8 @@ func examineDenials(status api.Status) (all []finding) {
 		is += fmt.Sprintf(", %s: %s", plural(d.Count, "time", "times"), d.Reason)
 		next := ""
 		switch {
+		case d.Code == api.CodeDenied && !isStillDenied(status.Deny, d):
+			is += "; lifted since"
 		case d.Code == api.CodeDenied:
 			next = "perceptctl deny tells who lifts the rule"
 		case d.Resource != "":

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -68,7 +69,11 @@ func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string 
 				{Text: s.aboutChange(now, change), Style: term.Warning}},
 		}
 	}
-	return s.Table(columns, rows)
+	text := s.Table(columns, rows)
+	if slices.ContainsFunc(changes, api.PolicyChange.IsOfTwin) {
+		text += "\n" + s.Paragraph("", "a change of IoT Hub (twin-...) is withdrawn there: "+explain.TwinWithdrawal, term.Faint)
+	}
+	return text
 }
 
 func orAll(name string) string {

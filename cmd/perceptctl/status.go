@@ -145,7 +145,7 @@ func (s screen) status(status api.Status) string {
 	}
 	text += s.denyInForce(status)
 	text += s.daemon(status)
-	text += s.denials(status.Now, status.Denials)
+	text += s.denials(status)
 	text += "\n" + s.identities(status.Identities)
 	text += "\n" + s.tokens(status)
 	if onRecord := s.changesOnRecord(status); onRecord != "" {
@@ -451,7 +451,8 @@ func (a *app) draw(s screen, text string, first bool) error {
 const shownDenials = 3
 
 // denials lays out the latest denials below the counts of requests, or nothing.
-func (s screen) denials(now time.Time, denials []api.Denial) string {
+func (s screen) denials(status api.Status) string {
+	now, denials := status.Now, status.Denials
 	text, lead := "", "denied    "
 	for i, d := range denials {
 		if i == shownDenials {
@@ -466,8 +467,12 @@ func (s screen) denials(now time.Time, denials []api.Denial) string {
 		if d.Count > 1 {
 			times = fmt.Sprintf("%d times, last", d.Count)
 		}
+		reason := d.Reason
+		if d.Code == api.CodeDenied && !isStillDenied(status.Deny, d) {
+			reason += "; lifted since"
+		}
 		text += s.Paragraph(lead, fmt.Sprintf("%s, %s %s ago: %s",
-			what, times, explain.Duration(now.Sub(d.On)), d.Reason), term.Warning)
+			what, times, explain.Duration(now.Sub(d.On)), reason), term.Warning)
 		lead = "          "
 	}
 	return text
