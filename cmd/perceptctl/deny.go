@@ -247,13 +247,13 @@ func (s screen) denyInForce(status api.Status) string {
 }
 
 // examineDeny says what keeps tokens from callers beside the grants, and what ends that.
-func examineDeny(now time.Time, d *api.DenyStatus) (all []finding) {
+func examineDeny(now time.Time, d *api.DenyStatus, h *api.HubStatus) (all []finding) {
 	const what = "deny rules"
 	if d == nil {
 		return nil
 	}
 	if d.IsLost() {
-		all = append(all, finding{fail, what, "every request is refused: " + d.Lost, cmp.Or(d.Mend, explain.LostNext)})
+		all = append(all, finding{fail, what, "every request is refused: " + d.Lost + "; " + lostWait(now, d, h), cmp.Or(d.Mend, explain.LostNext)})
 	}
 	if !d.HubSetAsideOn.IsZero() {
 		all = append(all, finding{note, what, "root set aside what IoT Hub denies, " +
@@ -270,6 +270,23 @@ func examineDeny(now time.Time, d *api.DenyStatus) (all []finding) {
 			"perceptctl deny lists them, and who lifts them"})
 	}
 	return all
+}
+
+// lostWait says what the end of a lost record waits for.
+func lostWait(now time.Time, d *api.DenyStatus, h *api.HubStatus) string {
+	switch {
+	case h == nil:
+		return "no hub will end this: none is configured"
+	case d.IsHubSetAside():
+		return "no hub will end this: what IoT Hub sets is set aside"
+	case h.Connected:
+		return "it waits for the twin from " + cmp.Or(hubName(h), "IoT Hub")
+	}
+	text := "it waits for " + cmp.Or(hubName(h), "IoT Hub") + ", not connected for " + explain.Duration(now.Sub(h.Since))
+	if h.LastError != "" {
+		text += ": " + h.LastError
+	}
+	return text
 }
 
 // examineAllDenied says that a deny rule denies everything, which a person alone ends, or nothing.

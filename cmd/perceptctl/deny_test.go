@@ -102,7 +102,7 @@ func TestWhatDeniesEverythingComesFirst(t *testing.T) {
 		!strings.Contains(all[0].Next, "deny lift --from-hub") {
 		t.Errorf("doctor: %+v", all)
 	}
-	others := examineDeny(noon, d)
+	others := examineDeny(noon, d, nil)
 	if len(others) != 1 || !strings.HasSuffix(others[0].Is, ": module b; module c; module a (idle)") {
 		t.Errorf("doctor, of the others: %+v", others)
 	}

@@ -148,7 +148,7 @@ const hubPatience = 5 * time.Minute
 
 // examineHub says whether IoT Hub is connected, and why not, and whether what it sets is in force, unless root has set
 // that aside, of which examineDeny says what ends it.
-func examineHub(now time.Time, h *api.HubStatus, aside bool) (all []finding) {
+func examineHub(now time.Time, h *api.HubStatus, d *api.DenyStatus) (all []finding) {
 	const what = "IoT Hub"
 	if h == nil {
 		return nil
@@ -168,13 +168,15 @@ func examineHub(now time.Time, h *api.HubStatus, aside bool) (all []finding) {
 		if healsNever := hubAdvice[h.Failure].needsPerson; healsNever || away >= hubPatience {
 			f.Verdict = fail
 		}
-		f.Is += ". Tokens are served without it"
+		if !d.IsLost() {
+			f.Is += ". Tokens are served without it"
+		}
 		all = append(all, f)
 	}
-	if d := h.Desired; d.Refused != "" && !aside {
-		is := "version " + strconv.FormatInt(d.Version, 10) + " of its desired properties is refused: " + d.Refused
-		if d.Applied > 0 {
-			is += "; version " + strconv.FormatInt(d.Applied, 10) + " stays in force"
+	if twin := h.Desired; twin.Refused != "" && !d.IsHubSetAside() {
+		is := "version " + strconv.FormatInt(twin.Version, 10) + " of its desired properties is refused: " + twin.Refused
+		if twin.Applied > 0 {
+			is += "; version " + strconv.FormatInt(twin.Applied, 10) + " stays in force"
 		}
 		all = append(all, finding{fail, "twin", is, "correct percept in the twin's desired properties in IoT Hub; " +
 			"docs/twin.schema.json says what may stand there"})

@@ -33,7 +33,7 @@ func TestHubFailures(t *testing.T) {
 		h := &api.HubStatus{Hub: "h", Device: "d", Failure: kind, LastError: "because", Since: noon.Add(-40 * time.Second)}
 		for away, verdict := range map[time.Duration]severity{40 * time.Second: want.atOnce, 12 * time.Minute: fail} {
 			h.Since = noon.Add(-away)
-			all := examineHub(noon, h, false)
+			all := examineHub(noon, h, nil)
 			if len(all) != 1 || all[0].Verdict != verdict || !strings.Contains(all[0].Next, want.next) ||
 				!strings.Contains(all[0].Is, " as h/d: because. Tokens are served without it") {
 				t.Errorf("%q after %v: %+v", kind, away, all)
@@ -45,7 +45,7 @@ func TestHubFailures(t *testing.T) {
 			t.Errorf("%q has no advice", kind)
 		}
 	}
-	if all := examineHub(noon, nil, false); all != nil {
+	if all := examineHub(noon, nil, nil); all != nil {
 		t.Errorf("without a hub: %+v", all)
 	}
 }
@@ -56,7 +56,7 @@ func TestTwinThatIsSetAside(t *testing.T) {
 	status := api.Status{Now: noon, Deny: &api.DenyStatus{HubSetAsideOn: noon.Add(-time.Hour)},
 		Hub: &api.HubStatus{Connected: true, Since: noon.Add(-time.Hour),
 			Desired: api.DesiredStatus{Version: 17, Applied: 16, Refused: "root on this device has set aside"}}}
-	for _, f := range slices.Concat(examineHub(noon, status.Hub, true), examineDeny(noon, status.Deny)) {
+	for _, f := range slices.Concat(examineHub(noon, status.Hub, status.Deny), examineDeny(noon, status.Deny, status.Hub)) {
 		if f.Verdict == fail || f.What == "twin" || f.Next != "" && !strings.Contains(f.Next, "deny heed-hub") {
 			t.Errorf("%+v", f)
 		}
@@ -65,5 +65,33 @@ func TestTwinThatIsSetAside(t *testing.T) {
 	if !strings.Contains(text, "twin version 17 is set aside; nothing is reported yet") ||
 		strings.Contains(text, "stays in force") || strings.Contains(text, "refused") {
 		t.Error(text)
+	}
+}
+
+// TestLostRecordAndTheHub shows what doctor says that the end of a lost record waits for, and that it does not say
+// tokens are served meanwhile.
+func TestLostRecordAndTheHub(t *testing.T) {
+	t.Parallel()
+	away := &api.HubStatus{Hub: "h", Device: "d", Since: noon.Add(-time.Minute), LastError: "no route"}
+	lost := api.DenyStatus{Lost: "the record is lost"}
+	aside := lost
+	aside.HubSetAsideOn = noon
+	for want, row := range map[string]struct {
+		d *api.DenyStatus
+		h *api.HubStatus
+	}{
+		"it waits for h/d, not connected for 1m: no route": {&lost, away},
+		"it waits for the twin from h/d":                   {&lost, &api.HubStatus{Hub: "h", Device: "d", Connected: true}},
+		"no hub will end this: none is configured":         {&lost, nil},
+		"no hub will end this: what IoT Hub sets is":       {&aside, away},
+	} {
+		if f := examineDeny(noon, row.d, row.h)[0]; f.Verdict != fail || !strings.Contains(f.Is, "lost; "+want) {
+			t.Errorf("%+v", f)
+		}
+		for _, f := range examineHub(noon, row.h, row.d) {
+			if strings.Contains(f.Is, "Tokens are served") {
+				t.Errorf("%+v", f)
+			}
+		}
 	}
 }
