@@ -176,6 +176,11 @@ func New(o Options) (*Agent, error) {
 		a.Close()
 		return nil, err
 	}
+	first := func() { // the record of policy changes notes that there is one of deny rules, and so do snapshots
+		a.changeSaver.renew()
+		a.snapshotSaver.notice(true)
+	}
+	a.deny.first.Store(&first)
 	close(ready)
 	return a, nil
 }

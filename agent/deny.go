@@ -23,13 +23,24 @@ const (
 // changeDenyRules puts what change makes of the record in force, if that differs, and sees to it that it is saved. The
 // error is that of change, or that the record could not be saved, with done for what is in force all the same.
 func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Record, error)) error {
+	if err := a.enforceDenyRules(change); err != nil {
+		return err
+	}
+	if err := a.deny.saver.save(); err != nil { // of what is in force already, it may not be there yet
+		return &Error{Code: api.CodeNotKept, Detail: done + ", and not on the disk: " + a.deny.unkept(err)}
+	}
+	return nil
+}
+
+// enforceDenyRules puts what change makes of the record in force, if that differs. It waits for no disk.
+func (a *Agent) enforceDenyRules(change func(deny.Record) (deny.Record, error)) error {
 	a.deny.mu.Lock()
 	after, err := change(a.deny.record)
 	if err != nil {
 		a.deny.mu.Unlock()
 		return err
 	}
-	isFirst, isNew := a.deny.record.Lineage == "", !after.Equal(a.deny.record)
+	isNew := !after.Equal(a.deny.record)
 	if isNew {
 		a.enforceLocked(after)
 	}
@@ -38,13 +49,6 @@ func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Reco
 		a.cache.Wake()
 		a.changed()
 		a.deny.handOverNow(a.log)
-	}
-	if err := a.deny.saver.save(); err != nil { // of what is in force already, it may not be there yet
-		return &Error{Code: api.CodeNotKept, Detail: done + ", and not on the disk: " + a.deny.unkept(err)}
-	}
-	if isFirst && isNew {
-		a.changeSaver.renew() // that record notes that there is one of deny rules, and so do snapshots
-		a.snapshotSaver.notice(true)
 	}
 	return nil
 }
@@ -111,7 +115,8 @@ func (a *Agent) LiftDeny(by string, origin api.DenyOrigin, id string) (api.DenyR
 // TightenTwinDeny denies at once what the twin names besides what is denied already, as a notification says or a document
 // of which the rest is wrong. It lifts nothing: SetTwinDeny does, when a document was read whole. hub is this device's
 // identity there, and version that of the desired properties; whether a notification is an old one its callers see to.
-// The error is an *Error; but for CodeNotKept nothing was done.
+// It waits for no disk: what could not be kept is trouble in the status. The error is an *Error; then nothing was done.
+// Of more rules than there is room for, those that fit deny.
 func (a *Agent) TightenTwinDeny(hub string, targets []api.DenyRequest, version int64) error {
 	from := deny.HubSide{Hub: hub, Version: version}
 	wanted, refusal := wantedRules(targets)
@@ -119,14 +124,14 @@ func (a *Agent) TightenTwinDeny(hub string, targets []api.DenyRequest, version i
 		return refusal
 	}
 	return a.changeTwinRules(func(record deny.Record) (deny.Record, error) {
-		return record.Tighten(from, wanted, api.Time(a.clock.Wall()))
+		return record.Tighten(from, wanted, api.Time(a.clock.Wall())), nil
 	}, hub)
 }
 
 // SetTwinDeny denies what the twin names, which was read whole, and lifts what it denied before and names no more. It
 // ends that the record of deny rules is lost, unless root has set the hub aside: then the rules are kept and deny
 // nothing. hub and version are as for TightenTwinDeny. What another identity of this device was set there is lifted.
-// The error is an *Error; but for CodeNotKept nothing was done.
+// It waits for no disk either. The error is an *Error; then nothing was done.
 func (a *Agent) SetTwinDeny(hub string, targets []api.DenyRequest, version int64) error {
 	from := deny.HubSide{Hub: hub, Version: version}
 	wanted, refusal := wantedRules(targets)
@@ -145,7 +150,7 @@ func (a *Agent) SetTwinDeny(hub string, targets []api.DenyRequest, version int64
 // changeTwinRules changes the record as the twin wants it, and logs which rules came and went.
 func (a *Agent) changeTwinRules(change func(deny.Record) (deny.Record, error), hub string) error {
 	var before, after deny.Record
-	err := a.changeDenyRules("what the twin denies is denied", func(record deny.Record) (deny.Record, error) {
+	err := a.enforceDenyRules(func(record deny.Record) (deny.Record, error) {
 		changed, err := change(record)
 		if err != nil {
 			return record, tooManyDenyRules(err)
@@ -153,8 +158,12 @@ func (a *Agent) changeTwinRules(change func(deny.Record) (deny.Record, error), h
 		before, after = record, changed
 		return changed, nil
 	})
+	if err != nil {
+		return err
+	}
+	a.deny.saver.notice() // which writes where it differs
 	a.logDifference("IoT Hub "+hub, before, after)
-	return err
+	return nil
 }
 
 // wantedRules checks what a twin denies, whole.

@@ -90,7 +90,18 @@ func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger
 	d.saver.origin = func(r deny.Record) tokencache.Origin {
 		return tokencache.Origin{Lineage: r.Lineage, Generation: r.Generation}
 	}
-	d.saver.open(kept.Save, clock, log, "the deny rules could not be kept", "the deny rules are kept again")
+	d.noted.Store(kept.Record != nil)
+	save := kept.Save
+	if save != nil {
+		save = func(record deny.Record) error {
+			err := kept.Save(record)
+			if first := d.first.Load(); err == nil && first != nil && !d.noted.Swap(true) {
+				(*first)()
+			}
+			return err
+		}
+	}
+	d.saver.open(save, clock, log, "the deny rules could not be kept", "the deny rules are kept again")
 	if kept.Unread != nil {
 		d.saver.unread.Store(&kept.Unread)
 		d.load = kept.Load

@@ -6,6 +6,7 @@ import (
 	"os/user"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"perceptd/agent/deny"
 )
@@ -16,6 +17,9 @@ type denyRules struct {
 	saver  recordSaver[deny.Record]
 
 	load func() (*deny.Record, error) // reads the record, which could not be read at the start; nil: it was
+
+	noted atomic.Bool            // a record is on the disk, and first was called
+	first atomic.Pointer[func()] // called once the first record is on the disk
 
 	handing  sync.Mutex              // one call of handOver at a time
 	handOver func(deny.Record) error // nil: nothing is handed over

@@ -143,25 +143,19 @@ func (r Record) twinRule(from HubSide, wanted Wanted, now time.Time) Rule {
 	}
 }
 
-// Tighten returns r with what a twin denies besides what is denied already. It lifts nothing. The error is ErrTooMany:
-// one document may deny so much, and what is to be lifted stays until the twin is read.
-func (r Record) Tighten(from HubSide, wanted []Wanted, now time.Time) (Record, error) {
-	if len(wanted) > MaxRules {
-		return r, ErrTooMany
-	}
-	all := slices.Clone(r.Rules)
+// Tighten returns r with what a twin denies besides what is denied already, as far as there is room. It lifts nothing: so
+// what is to be lifted may take the room until the twin is read.
+func (r Record) Tighten(from HubSide, wanted []Wanted, now time.Time) Record {
+	after := r
+	after.Rules = slices.Clone(r.Rules)
 	for _, w := range wanted {
 		rule := r.twinRule(from, w, now)
 		known := func(o Rule) bool { return o.ID == rule.ID && o.Hub == rule.Hub }
-		if !slices.ContainsFunc(all, known) {
-			all = append(all, rule)
+		if after.count(Twin) < 2*MaxRules && !slices.ContainsFunc(after.Rules, known) {
+			after.Rules = append(after.Rules, rule)
 		}
 	}
-	after := r
-	if after.Rules = all; after.count(Twin) > max(2*MaxRules, r.count(Twin)) {
-		return r, ErrTooMany
-	}
-	return after, nil
+	return after
 }
 
 // Replace returns r with what the twin of a hub denies in the place of what it denied before. It ends a loss, unless

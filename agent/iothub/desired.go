@@ -34,6 +34,9 @@ type desired struct {
 	last     *document
 	aside    bool // root had set the hub aside when last was applied
 
+	denying sync.Mutex // one change of what is denied at a time; protects what follows
+	heard   int64      // the number of the latest notification
+
 	mu     sync.Mutex // protects what follows
 	hub    string     // whose twin status is about
 	status api.DesiredStatus
@@ -44,6 +47,7 @@ type document struct {
 	hub     string
 	version int64
 	text    json.RawMessage
+	asked   int64 // of a full read: which notifications it has, by the number of the latest
 }
 
 // errSetAside is why a twin's document is not in force.
@@ -85,14 +89,14 @@ func (d *desired) apply() {
 	if isSound && d.aside {
 		// Rules that are set aside deny nothing. They are kept up to date for when the hub is heeded again, and the twin
 		// of another hub ends that the former one is set aside.
-		err = kept(d.agent.SetTwinDeny(doc.hub, wanted.Deny, doc.version))
+		err = d.deny(doc, wanted.Deny)
 		d.aside = d.agent.HubSetAside()
 	}
 	var idle []string
 	switch {
 	case !isSound:
 		// Nothing of a document that is wrong is put in force, but for what it denies: that is meant to stop something.
-		_ = kept(d.agent.TightenTwinDeny(doc.hub, soundDeny(doc.text), doc.version))
+		_ = d.agent.TightenTwinDeny(doc.hub, soundDeny(doc.text), doc.version)
 	case d.aside:
 		err = cmp.Or(err, errSetAside)
 	default:
@@ -120,14 +124,14 @@ func (d *desired) apply() {
 // put puts a document in force that was found to be sound, and returns in words what of it concerns nothing here.
 func (d *desired) put(doc document, wanted api.DesiredProperties) (idle []string, err error) {
 	// What is denied waits for nothing. What is denied no more waits until it is known that the rest can be put in force.
-	if err := kept(d.agent.TightenTwinDeny(doc.hub, wanted.Deny, doc.version)); err != nil {
+	if err := d.agent.TightenTwinDeny(doc.hub, wanted.Deny, doc.version); err != nil {
 		return nil, err
 	}
 	changes, err := d.agent.SetTwinChanges(doc.hub, wanted.PolicyChanges, doc.version)
 	if err := kept(err); err != nil {
 		return nil, fmt.Errorf("percept.%w", err)
 	}
-	if err := kept(d.agent.SetTwinDeny(doc.hub, wanted.Deny, doc.version)); err != nil {
+	if err := d.deny(doc, wanted.Deny); err != nil {
 		return nil, err
 	}
 	prefetched, err := d.agent.SetPrefetch(wanted.Prefetch)
@@ -144,6 +148,17 @@ func (d *desired) put(doc document, wanted api.DesiredProperties) (idle []string
 		idle[i] = "percept." + idle[i]
 	}
 	return idle, nil
+}
+
+// deny denies what a document that was read whole denies. It lifts the rest, unless the document may lack what a later
+// notification denies: then that waits for the read that follows each notification.
+func (d *desired) deny(doc document, rules []api.DenyRequest) error {
+	d.denying.Lock()
+	defer d.denying.Unlock()
+	if doc.asked < d.heard {
+		return d.agent.TightenTwinDeny(doc.hub, rules, doc.version)
+	}
+	return d.agent.SetTwinDeny(doc.hub, rules, doc.version)
 }
 
 // idleRules returns in words which of the deny rules of the twin, which are in force, match nothing here.
@@ -185,8 +200,11 @@ func (d *desired) logOutcome(before, now api.DesiredStatus) {
 
 // tighten takes a notification of desired properties that were changed. What it adds to deny is denied at once; all else
 // waits for a full read, since a notification does not say what is gone. One that is no later than what was read is an
-// old one.
-func (d *desired) tighten(doc document) {
+// old one. number counts the notifications.
+func (d *desired) tighten(doc document, number int64) {
+	d.denying.Lock()
+	defer d.denying.Unlock()
+	d.heard = max(d.heard, number)
 	d.mu.Lock()
 	old := doc.hub == d.hub && doc.version <= d.status.Version
 	d.mu.Unlock()
@@ -194,7 +212,7 @@ func (d *desired) tighten(doc document) {
 	if old || len(rules) == 0 {
 		return
 	}
-	if err := kept(d.agent.TightenTwinDeny(doc.hub, rules, doc.version)); err != nil {
+	if err := d.agent.TightenTwinDeny(doc.hub, rules, doc.version); err != nil {
 		d.log.Warn("what the twin denies is not in force yet", zap.Int64("version", doc.version), zap.Error(err))
 	}
 	d.changed()

@@ -16,7 +16,9 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/deny"
 	"perceptd/agent/grants"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // twinned is an agent with the desired properties of a twin, without a link. It runs in a bubble's virtual time.
@@ -44,12 +46,17 @@ func twin(t *testing.T, f func(t *testing.T, w twinned)) {
 
 // reads has the twin be read with that percept; none: it has none.
 func (w twinned) reads(version int64, percept string) api.DesiredStatus {
-	w.read(document{twinnedHub, version, desiredOf(percept)})
+	return w.readsAfter(w.heard, version, percept)
+}
+
+// readsAfter is reads, where the twin was asked for when so many notifications had come.
+func (w twinned) readsAfter(asked, version int64, percept string) api.DesiredStatus {
+	w.read(document{twinnedHub, version, desiredOf(percept), asked})
 	return w.describe()
 }
 
 func (w twinned) notified(version int64, percept string) {
-	w.tighten(document{twinnedHub, version, desiredOf(percept)})
+	w.tighten(document{hub: twinnedHub, version: version, text: desiredOf(percept)}, w.heard+1)
 }
 
 func desiredOf(percept string) json.RawMessage {
@@ -149,13 +156,13 @@ func TestVersionsBeginAgain(t *testing.T) {
 		w.expect(t, "lifted", false)
 		// Another hub's version says nothing about this one's.
 		other := "other.test/percept-7"
-		w.tighten(document{other, 2, desiredOf(denyVision)})
+		w.tighten(document{other, 2, desiredOf(denyVision), 0}, w.heard+1)
 		w.expect(t, "another hub", true)
-		w.read(document{other, 2, desiredOf("")})
+		w.read(document{other, 2, desiredOf(""), w.heard})
 		w.expect(t, "another hub's twin", false)
 		// Nor must what a new twin denies be lost because the document is wrong.
-		w.read(document{other, 30, desiredOf("")})
-		w.read(document{other, 1, desiredOf(`{"logLevel":7,"deny":[{"module":"vision"}]}`)})
+		w.read(document{other, 30, desiredOf(""), w.heard})
+		w.read(document{other, 1, desiredOf(`{"logLevel":7,"deny":[{"module":"vision"}]}`), w.heard})
 		w.expect(t, "refused, anew", true)
 	})
 }
@@ -194,7 +201,7 @@ func TestRefusedDocuments(t *testing.T) {
 		version := int64(1)
 		for name, text := range hostile() {
 			version++
-			w.read(document{twinnedHub, version, text})
+			w.read(document{twinnedHub, version, text, w.heard})
 			s := w.describe()
 			if s.Version != version || s.Refused == "" || len(s.Refused) > 512 || s.Applied != 1 || len(s.Idle) > 0 {
 				t.Errorf("%s: %+v", name, s)
@@ -287,7 +294,7 @@ func TestTwinThatIsSetAside(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.notice()
-		w.read(document{"other.test/percept-7", 1, desiredOf(percept)})
+		w.read(document{"other.test/percept-7", 1, desiredOf(percept), w.heard})
 		if s := w.describe(); s.Refused != "" || s.Applied != 1 || w.level.Level() != zapcore.ErrorLevel {
 			t.Errorf("%+v, level %v", s, w.level.Level())
 		}
@@ -373,6 +380,173 @@ func TestTwinNeverWidens(t *testing.T) {
 			if with && !without[i] {
 				t.Fatalf("request %d of outcomes is answered", i)
 			}
+		}
+	})
+}
+
+// What a notification denies is denied until the twin was read that has it: nothing older lifts it.
+func TestOlderDocumentsLiftNothing(t *testing.T) {
+	t.Parallel()
+	for name, older := range map[string]func(w twinned){
+		"a reload": func(w twinned) { w.again() },
+		"the timer, where something of the last document is idle": func(w twinned) {
+			if w.unfinished() {
+				w.again()
+			}
+		},
+		"a read that was asked for before":                  func(w twinned) { w.readsAfter(w.heard-1, 4, `{"deny":[{"module":"unknown"}]}`) },
+		"a read before, of a version that began at 1 again": func(w twinned) { w.readsAfter(w.heard-1, 1, "") },
+		"another notification":                              func(w twinned) { w.notified(6, `{"deny":[{"module":"other"}]}`) },
+		"a document that is refused":                        func(w twinned) { w.readsAfter(w.heard-1, 4, `{"logLevel":7}`) },
+		"heeding the hub that was set aside": func(w twinned) {
+			_ = w.desired.agent.SetHubAside("root")
+			w.notice()
+			_ = w.desired.agent.HeedHub("root")
+			w.notice()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			twin(t, func(t *testing.T, w twinned) {
+				w.reads(4, `{"deny":[{"module":"unknown"}]}`)
+				w.notified(5, denyVision)
+				w.expect(t, "notified", true)
+				older(w)
+				w.expect(t, "after something older", true)
+				w.reads(5, "")
+				w.expect(t, "read", false)
+			})
+		})
+	}
+}
+
+// Whatever comes in which order: a rule of a notification goes only with a read that was asked for after it, and after
+// a last read exactly what the twin denies is denied.
+func TestDenialsInAnyOrder(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		steps := rapid.SliceOfN(rapid.SampledFrom([]string{
+			"deny", "lift", "notified", "asked", "answered", "again", "timer", "aside", "heed",
+		}), 1, 24).Draw(rt, "steps")
+		synctest.Test(t, func(t *testing.T) {
+			w := newTwinned(t)
+			type read struct {
+				version, asked int64
+				percept        string
+			}
+			version, percept := int64(1), "" // the twin's
+			var waiting []func()             // notifications on their way, the oldest first
+			var reads []read                 // answers on their way
+			sure := false                    // vision must be denied: a notification said so, and no later read did not
+			ask := func() { reads = append(reads, read{version, w.heard, percept}) }
+			answer := func() {
+				if len(reads) == 0 {
+					return
+				}
+				r := reads[0]
+				reads = reads[1:]
+				w.readsAfter(r.asked, r.version, r.percept)
+				if r.asked >= w.heard {
+					sure = r.percept != ""
+				}
+			}
+			for _, step := range steps {
+				switch step {
+				case "deny", "lift":
+					version++
+					if percept = ""; step == "deny" {
+						percept = denyVision
+					}
+					at, said := version, percept
+					waiting = append(waiting, func() {
+						late := at <= w.describe().Version
+						w.notified(at, said)
+						sure = sure || said != "" && !late
+					})
+				case "notified":
+					if len(waiting) > 0 {
+						waiting[0]()
+						waiting = waiting[1:]
+						ask() // as the link does
+					}
+				case "asked":
+					ask()
+				case "answered":
+					answer()
+				case "again":
+					w.again()
+				case "timer":
+					if w.unfinished() {
+						w.again()
+					}
+				case "aside":
+					_ = w.desired.agent.SetHubAside("root")
+					w.notice()
+				case "heed":
+					_ = w.desired.agent.HeedHub("root")
+					w.notice()
+				}
+				if served, _ := w.served(t, vision); served && sure && !w.desired.agent.HubSetAside() {
+					t.Fatalf("%q: vision is served after %q", steps, step)
+				}
+			}
+			_ = w.desired.agent.HeedHub("root")
+			w.reads(version, percept)
+			w.expect(t, fmt.Sprintf("%q, read", steps), percept != "")
+		})
+	})
+}
+
+// A twin that is read whole is in force, however many rules of before and of notifications there are.
+func TestFullTwinTakesThePlaceOfFullOnes(t *testing.T) {
+	many := func(prefix string, more string) string {
+		rules := []string{more}
+		for i := range deny.MaxRules - 1 {
+			rules = append(rules, fmt.Sprintf(`{"module":"%s%d"}`, prefix, i))
+		}
+		return `{"deny":[` + strings.Join(rules, ",") + `]}`
+	}
+	twin(t, func(t *testing.T, w twinned) {
+		w.reads(1, many("a", `{"module":"x"}`))
+		w.notified(2, many("b", `{"module":"y"}`))
+		w.notified(3, many("c", `{"module":"vision"}`))
+		if s := w.reads(3, many("c", `{"module":"vision"}`)); s.Refused != "" || s.Applied != 3 {
+			t.Errorf("%+v", s)
+		}
+		w.expect(t, "read", true)
+		if n := len(w.desired.agent.DenyStatus().Rules); n != deny.MaxRules {
+			t.Errorf("%d rules", n)
+		}
+	})
+}
+
+// A disk that hangs holds up no denial.
+func TestDenialsWaitForNoDisk(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		source := &tokencachetest.Source{Life: 24 * time.Hour}
+		a, err := agent.New(agent.Options{
+			Fetch: source.Fetch, Rules: edge(),
+			Deny: agent.DenyStore{Save: func(deny.Record) error { <-hang; return nil }},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		defer close(hang)
+		d := &desired{agent: a, level: zap.NewAtomicLevel(), log: zap.NewNop(), now: time.Now, changed: func() {}}
+		denied := func(module string) bool {
+			return slices.ContainsFunc(a.DenyStatus().Rules, func(r api.DenyRule) bool { return r.Module == module })
+		}
+		d.tighten(document{hub: twinnedHub, version: 2, text: desiredOf(`{"deny":[{"module":"other"}]}`)}, 1)
+		synctest.Wait()
+		d.tighten(document{hub: twinnedHub, version: 3, text: desiredOf(denyVision)}, 2)
+		if !denied("other") || !denied("vision") {
+			t.Error("a denial waits for the disk")
+		}
+		d.read(document{twinnedHub, 4, desiredOf(`{"deny":[{"module":"log"}]}`), 2})
+		if !denied("log") || denied("vision") {
+			t.Error("a read waits for the disk")
 		}
 	})
 }

@@ -34,10 +34,6 @@ type Options struct {
 // closeTime is how long Close waits for what is being put in force.
 const closeTime = time.Second
 
-// maxNotifications is how many notifications wait to be put in force. When there are more the oldest goes: the twin that
-// is read after it says the same.
-const maxNotifications = 8
-
 // Hub joins an agent to IoT Hub. It is safe for concurrent use.
 type Hub struct {
 	webSocket bool
@@ -52,12 +48,11 @@ type Hub struct {
 	ended     chan struct{}
 	closeOnce sync.Once
 
-	mu            sync.Mutex // protects what follows
-	link          *link.Link
-	notifications []document
-	twin          *document // the last full read that is not in force yet
-	again         bool      // the last document may come to something else by now
-	connected     bool      // as it was told last
+	mu        sync.Mutex // protects what follows
+	link      *link.Link
+	twin      *document // the last full read that is not in force yet
+	again     bool      // the last document may come to something else by now
+	connected bool      // as it was told last
 }
 
 // New returns a Hub, which begins to connect. Close it, before the agent.
@@ -111,27 +106,21 @@ func (h *Hub) sendEvent(
 	return h.connection().Send(ctx, link.Event{ID: id, Body: body, Properties: properties})
 }
 
-// takePatch has what a notification adds to deny be denied at once.
-func (h *Hub) takePatch(text json.RawMessage, identity link.Identity, _ int64) {
+// takePatch has what a notification adds to deny be denied at once. It waits for nothing.
+func (h *Hub) takePatch(text json.RawMessage, identity link.Identity, number int64) {
 	var of struct {
 		Version int64 `json:"$version"`
 	}
 	if len(text) > maxDesired || json.Unmarshal(text, &of) != nil {
-		return // the twin is read now, and is what counts
+		text = nil // the twin is read now, and is what counts
 	}
-	h.mu.Lock()
-	h.notifications = append(h.notifications, document{identity.String(), of.Version, text})
-	if surplus := len(h.notifications) - maxNotifications; surplus > 0 {
-		h.notifications = append([]document(nil), h.notifications[surplus:]...)
-	}
-	h.mu.Unlock()
-	poke(h.poked)
+	h.desired.tighten(document{hub: identity.String(), version: of.Version, text: text}, number)
 }
 
 // takeTwin has what the whole twin says be put in force.
 func (h *Hub) takeTwin(t link.Twin) {
 	h.mu.Lock()
-	h.twin = &document{t.Identity.String(), t.DesiredVersion, t.Desired}
+	h.twin = &document{t.Identity.String(), t.DesiredVersion, t.Desired, t.Asked}
 	h.mu.Unlock()
 	h.reporter.connected(t.Reported, t.ReportedVersion)
 	poke(h.poked)
@@ -169,12 +158,9 @@ func (h *Hub) run() {
 			return
 		}
 		h.mu.Lock()
-		notifications, twin, again := h.notifications, h.twin, h.again
-		h.notifications, h.twin, h.again = nil, nil, false
+		twin, again := h.twin, h.again
+		h.twin, h.again = nil, false
 		h.mu.Unlock()
-		for _, n := range notifications {
-			h.desired.tighten(n)
-		}
 		switch {
 		case twin != nil:
 			h.desired.read(*twin)
