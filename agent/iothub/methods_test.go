@@ -482,6 +482,15 @@ func TestDenyMethod(t *testing.T) {
 				t.Errorf("%q: %d %s", empty, status, text)
 			}
 		}
+		for _, name := range []string{"module", "unit", "user", "identity", "resource", "all", "lift"} {
+			for _, empty := range []string{`""`, "null", "false"} {
+				says := "its " + name + " is empty"
+				if empty != "null" && (name == "all") != (empty == "false") {
+					says = "field"
+				}
+				a.refusal(t, api.MethodDeny, `{"`+name+`":`+empty+`}`, 400, api.CodeBadRequest, says)
+			}
+		}
 		a.refusal(t, api.MethodDeny, `{"lift":"`+rule.ID+`","module":"vision"}`, 400, api.CodeBadRequest, "one of them")
 		a.refusal(t, api.MethodDeny, `{"lift":"nothing"}`, 404, api.CodeUnknownDenyRule, "")
 		a.refusal(t, api.MethodDeny, `{"note":"why"}`, 400, api.CodeBadRequest, "")
