@@ -26,7 +26,14 @@ func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Reco
 	if err := a.enforceDenyRules(change); err != nil {
 		return err
 	}
-	if err := a.deny.saver.save(); err != nil { // of what is in force already, it may not be there yet
+	return a.keepDenyRules(done)
+}
+
+// KeepDenyRules waits until the rules in force are on the disk. The error is an *Error with CodeNotKept.
+func (a *Agent) KeepDenyRules() error { return a.keepDenyRules("what is denied is denied") }
+
+func (a *Agent) keepDenyRules(done string) error {
+	if err := a.deny.saver.save(); err != nil {
 		return &Error{Code: api.CodeNotKept, Detail: done + ", and not on the disk: " + a.deny.unkept(err)}
 	}
 	return nil
@@ -115,7 +122,7 @@ func (a *Agent) LiftDeny(by string, origin api.DenyOrigin, id string) (api.DenyR
 // TightenTwinDeny denies at once what the twin names besides what is denied already, as a notification says or a document
 // of which the rest is wrong. It lifts nothing: SetTwinDeny does, when a document was read whole. hub is this device's
 // identity there, and version that of the desired properties; whether a notification is an old one its callers see to.
-// It waits for no disk: what could not be kept is trouble in the status. The error is an *Error; then nothing was done.
+// It waits for no disk: KeepDenyRules does, and what could not be kept is trouble in the status. The error is an *Error; then nothing was done.
 // Of more rules than there is room for, those that fit deny.
 func (a *Agent) TightenTwinDeny(hub string, targets []api.DenyRequest, version int64) error {
 	from := deny.HubSide{Hub: hub, Version: version}
@@ -161,7 +168,7 @@ func (a *Agent) changeTwinRules(change func(deny.Record) (deny.Record, error), h
 	if err != nil {
 		return err
 	}
-	a.deny.saver.notice() // which writes where it differs
+	a.deny.saver.begin()
 	a.logDifference("IoT Hub "+hub, before, after)
 	return nil
 }

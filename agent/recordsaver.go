@@ -83,6 +83,13 @@ func (c *recordSaver[R]) save() error {
 	return c.saver.wait()
 }
 
+// begin has the record saved at once, unless it is saved already, and does not wait for it.
+func (c *recordSaver[R]) begin() {
+	if c.saver != nil {
+		c.saver.begin()
+	}
+}
+
 // unreadable returns why nothing can be saved yet, as an *unreadError; nil: it can.
 func (c *recordSaver[R]) unreadable() error {
 	if c.unread.Load() == nil {

@@ -231,6 +231,17 @@ func (s *saver) wait() error {
 	return waiters.err
 }
 
+// begin has what there is saved as wait does, together with what others wait for, and does not wait for it.
+func (s *saver) begin() {
+	s.mu.Lock()
+	if s.waiters == nil {
+		s.waiters = &saveBatch{done: make(chan struct{})}
+	}
+	s.waiters.callers++
+	s.mu.Unlock()
+	s.wakeUp()
+}
+
 // stop ends what is saved in the background. Callers that wait get their save.
 func (s *saver) stop() {
 	s.mu.Lock()

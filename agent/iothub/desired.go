@@ -106,6 +106,7 @@ func (d *desired) apply() {
 		_, _ = d.agent.SetPrefetch(nil)
 		d.level.SetLevel(d.configured)
 	}
+	_ = kept(d.agent.KeepDenyRules()) // what is acknowledged outlives a power cut
 	d.mu.Lock()
 	d.hub = doc.hub
 	before := d.status

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -532,7 +533,9 @@ func TestDenialsWaitForNoDisk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var reading sync.WaitGroup
 		defer a.Close()
+		defer reading.Wait()
 		defer close(hang)
 		d := &desired{agent: a, level: zap.NewAtomicLevel(), log: zap.NewNop(), now: time.Now, changed: func() {}}
 		denied := func(module string) bool {
@@ -544,7 +547,8 @@ func TestDenialsWaitForNoDisk(t *testing.T) {
 		if !denied("other") || !denied("vision") {
 			t.Error("a denial waits for the disk")
 		}
-		d.read(document{twinnedHub, 4, desiredOf(`{"deny":[{"module":"log"}]}`), 2})
+		reading.Go(func() { d.read(document{twinnedHub, 4, desiredOf(`{"deny":[{"module":"log"}]}`), 2}) })
+		synctest.Wait()
 		if !denied("log") || denied("vision") {
 			t.Error("a read waits for the disk")
 		}

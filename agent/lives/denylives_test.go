@@ -1,6 +1,7 @@
 package lives
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -323,14 +324,14 @@ func (l *denyLife) happen() {
 		if l.random.IntN(2) == 0 {
 			l.note("notification of %v", wanted)
 			maps.DeleteFunc(after, func(_ side, is belief) bool { return is == absent })
-			l.done(l.agent.TightenTwinDeny("hub/edge", wanted, l.version), after)
+			l.done(cmp.Or(l.agent.TightenTwinDeny("hub/edge", wanted, l.version), l.agent.KeepDenyRules()), after)
 			return
 		}
 		l.note("twin %v", wanted)
 		if l.agent.DenyStatus().Lost != "" {
 			l.forgetDamaged()
 		}
-		l.done(l.agent.SetTwinDeny("hub/edge", wanted, l.version), after)
+		l.done(cmp.Or(l.agent.SetTwinDeny("hub/edge", wanted, l.version), l.agent.KeepDenyRules()), after)
 	case n < 11:
 		l.note("restart")
 		l.agent.Close()
