@@ -332,15 +332,19 @@ func latestFirst(x, y PolicyChange) int {
 func (c *Cache) IsOver(at time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	lasts := c.propagationDelay + longestNominal + recordAfter
-	return c.clockTrusted() && c.clock.Wall().Sub(at) >= lasts
+	return c.clockTrusted() && c.clock.Wall().Sub(at) >= c.changeLifeLocked()
+}
+
+// changeLifeLocked is for how long after its moment a change stays on record.
+func (c *Cache) changeLifeLocked() time.Duration {
+	return c.propagationDelay + longestNominal + recordAfter
 }
 
 // lastsLocked returns how long ch stays on record, at least: until every clock that counts says that its time is over.
 // On-time always counts, and at least as much time has passed. The wall clock counts if it is known to be right now,
 // was so when the change was recorded, and is not before the change.
 func (c *Cache) lastsLocked(ch *change, now bootTime) time.Duration {
-	lasts := c.propagationDelay + longestNominal + recordAfter
+	lasts := c.changeLifeLocked()
 	left := c.at(ch).sub(now) + lasts
 	if wall := c.clock.Wall(); ch.Vouched && c.clockTrusted() && !wall.Before(ch.At) {
 		left = max(left, ch.At.Add(lasts).Sub(wall))

@@ -28,9 +28,9 @@ var mutants = []mutant{
 	{"changes that follow each other hold without end", judgement, "longestWait: «longestWaitDelays*c.propagationDelay» +", "1000 * longestWaitDelays * c.propagationDelay", aboutPipelines},
 
 	// The record.
-	{"changes end after an hour", changes, "lasts := «c.propagationDelay + longestNominal + recordAfter»", "c.propagationDelay + time.Hour", anything},
-	{"a record is kept without its changes", "agent/changesaver.go", "err := c.writeRecord(«now»); err",
-		"tokencache.Record{Instant: now.Instant, Lineage: now.Lineage, Generation: now.Generation}", anything},
+	{"changes end after an hour", changes, "return «c.propagationDelay + longestNominal + recordAfter»", "c.propagationDelay + time.Hour", anything},
+	{"a record is kept without its changes", "agent/store/policychanges.go", "text, err := r.encode(«record»)",
+		"tokencache.Record{Instant: record.Instant, Lineage: record.Lineage, Generation: record.Generation}", anything},
 	{"a record that cannot be read now is taken for none", "agent/store/recovery.go", "b.Unread = «err»", "nil", anything},
 	{"a start goes on in the lineage that it read", "agent/recovery.go", "found.Record = «anew(found.Record, from...)»", "found.Record", aboutForks},
 	{"what could not be saved is not saved again soon", "agent/saver.go", "retry := «saveRetryInterval»\n", "saveEvery", anything},
