@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"sync/atomic"
 )
@@ -11,19 +12,25 @@ import (
 // maxPacket bounds an MQTT packet from the hub, in bytes. A twin has some 100 KB at most, a method's payload 128 KB.
 const maxPacket = 320 << 10
 
-// MQTT's packet types.
+// MQTT's packet types that a hub sends.
 const (
-	packetPublish = 3
-	packetPuback  = 4
+	packetConnack  = 2
+	packetPublish  = 3
+	packetPuback   = 4
+	packetSuback   = 9
+	packetPingresp = 13
 )
 
-// guard is the connection to the hub. It looks at the packets that come, before MQTT's library does: a packet that is
-// too long, or an answer that the library would print, ends the connection.
+// guard is the connection to the hub. It looks at the packets that come, before the libraries do, and ends the
+// connection at one that a hub does not send: MQTT's library keeps what is of QoS 2, and panics at a SUBACK with more
+// codes than subscriptions; that of IoT Hub prints answers that it cannot read, and leaves a goroutine behind for each
+// that comes twice.
 //
-// Source: MQTT 3.1.1, section 2.2 (fixed header) and 3.3 (PUBLISH).
+// Source: MQTT 3.1.1, section 2.2 (fixed header) and 3 (packets).
 type guard struct {
 	net.Conn
 	acknowledged *atomic.Int64 // PUBACKs that came
+	answered     requestIDs
 
 	kind   byte // of the packet that is coming
 	state  guardState
@@ -65,10 +72,7 @@ func (g *guard) look(p []byte) (taken int, fault error) {
 	case atKind:
 		g.kind, g.length, g.shift, g.read, g.head = p[0]>>4, 0, 0, 0, g.head[:0]
 		g.state = atLength
-		if g.kind == packetPuback {
-			g.acknowledged.Add(1)
-		}
-		return 1, nil
+		return 1, checkKind(g.kind, p[0]&0x0f)
 	case atLength:
 		g.length |= int(p[0]&0x7f) << g.shift
 		g.shift += 7
@@ -82,7 +86,7 @@ func (g *guard) look(p []byte) (taken int, fault error) {
 		if g.length == 0 {
 			g.state = atKind
 		}
-		return 1, nil
+		return 1, checkLength(g.kind, g.length)
 	}
 	taken = min(len(p), g.length-g.read)
 	if g.kind == packetPublish {
@@ -92,8 +96,46 @@ func (g *guard) look(p []byte) (taken int, fault error) {
 	}
 	if g.read += taken; g.read == g.length {
 		g.state = atKind
+		if g.kind == packetPublish && (g.topicEnd() == 0 || len(g.head) < g.topicEnd()) {
+			return taken, errors.New("IoT Hub sends a message whose topic has no end")
+		}
+		if g.kind == packetPuback {
+			g.acknowledged.Add(1)
+		}
 	}
 	return taken, nil
+}
+
+// checkKind looks at the first byte of a packet: its type, and flags.
+func checkKind(kind, flags byte) error {
+	const qos1 = 1
+	switch kind {
+	case packetPublish:
+		if flags>>1&3 > qos1 {
+			return errors.New("IoT Hub sends a message of QoS 2")
+		}
+		return nil
+	case packetConnack, packetPuback, packetSuback, packetPingresp:
+		if flags == 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("IoT Hub sends a packet of type %d with flags %#x, as it never does", kind, flags)
+}
+
+// checkLength looks at the length of what comes after the fixed header.
+func checkLength(kind byte, length int) error {
+	whole, fixed := map[byte]int{
+		packetConnack: 2, packetPuback: 2, packetPingresp: 0,
+		packetSuback: 3, // of one subscription: each SUBSCRIBE has one
+	}[kind]
+	if fixed && length != whole {
+		return fmt.Errorf("IoT Hub sends a packet of type %d with %d bytes", kind, length)
+	}
+	if kind == packetPublish && length == 0 {
+		return errors.New("IoT Hub sends a message without a topic")
+	}
+	return nil
 }
 
 // lookAtTopic gathers the topic of a PUBLISH, and checks it when it is there.
@@ -105,7 +147,7 @@ func (g *guard) lookAtTopic(p []byte) error {
 	for _, b := range p {
 		g.head = append(g.head, b)
 		if whole = g.topicEnd(); whole != 0 && len(g.head) == whole {
-			return checkTopic(string(g.head[2:]))
+			return g.checkTopic(string(g.head[2:]))
 		}
 	}
 	return nil
@@ -129,14 +171,18 @@ const (
 // maxTopic bounds a topic, in bytes.
 const maxTopic = 1 << 10
 
-func checkTopic(topic string) error {
+func (g *guard) checkTopic(topic string) error {
 	if len(topic) > maxTopic {
 		return errors.New("IoT Hub sends on a topic that is too long")
 	}
 	switch {
 	case strings.HasPrefix(topic, topicTwinAnswer):
-		if !isTwinAnswer(topic) {
+		id, isAnswer := readTwinAnswer(topic)
+		if !isAnswer {
 			return errors.New("IoT Hub sends an answer that is none")
+		}
+		if !g.answered.add(id) {
+			return errors.New("IoT Hub answers a request twice")
 		}
 	case strings.HasPrefix(topic, topicDesired), strings.HasPrefix(topic, topicMethod):
 	default:
@@ -145,11 +191,12 @@ func checkTopic(topic string) error {
 	return nil
 }
 
-// isTwinAnswer reports whether the library understands the topic: $iothub/twin/res/STATUS/?$rid=HEX[&$version=NUMBER].
-func isTwinAnswer(topic string) bool {
+// readTwinAnswer returns the ID of the request that a topic answers, and whether the library understands the topic:
+// $iothub/twin/res/STATUS/?$rid=HEX[&$version=NUMBER].
+func readTwinAnswer(topic string) (id uint32, isAnswer bool) {
 	status, query, found := strings.Cut(strings.TrimPrefix(topic, topicTwinAnswer), "/?")
 	if !found || !isNumber(status, "0123456789", 3) {
-		return false
+		return 0, false
 	}
 	ids := 0
 	for _, pair := range strings.Split(query, "&") {
@@ -157,18 +204,43 @@ func isTwinAnswer(topic string) bool {
 		switch name {
 		case "$rid":
 			ids++
-			if !isNumber(value, "0123456789abcdefABCDEF", 8) {
-				return false
+			number, err := strconv.ParseUint(value, 16, 32)
+			if err != nil {
+				return 0, false
 			}
+			id = uint32(number)
 		case "$version":
 			if !isNumber(value, "0123456789", 18) {
-				return false
+				return 0, false
 			}
 		}
 	}
-	return ids == 1
+	return id, ids == 1
 }
 
 func isNumber(text, digits string, most int) bool {
 	return text != "" && len(text) <= most && strings.Trim(text, digits) == ""
+}
+
+// idWindow is how many of the highest IDs are remembered. Far fewer requests are under way at a time.
+const idWindow = 1024
+
+// requestIDs is the IDs of requests that were answered. They are given out in order. Zero: none.
+type requestIDs struct {
+	highest uint32
+	seen    [idWindow / 64]uint64 // a bit for each of the highest, by the ID's remainder
+}
+
+// add adds an ID. It returns false for one that is there, or is too low for that to be known.
+func (r *requestIDs) add(id uint32) bool {
+	if id > r.highest {
+		for gone := r.highest + 1; gone < id && gone-r.highest <= idWindow; gone++ {
+			r.seen[gone%idWindow/64] &^= 1 << (gone % 64)
+		}
+		r.highest = id
+	} else if r.highest-id >= idWindow || r.seen[id%idWindow/64]&(1<<(id%64)) != 0 {
+		return false
+	}
+	r.seen[id%idWindow/64] |= 1 << (id % 64)
+	return true
 }

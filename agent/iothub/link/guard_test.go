@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math"
+	mathrand "math/rand/v2"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -44,7 +46,7 @@ func publish(topic, payload string) []byte {
 func TestGuard(t *testing.T) {
 	t.Parallel()
 	good := bytes.Join([][]byte{
-		{0x20, 2, 0, 0}, {0x40, 2, 0, 1}, {0x40, 2, 0, 2}, {0xd0, 0},
+		{0x20, 2, 0, 0}, {0x40, 2, 0, 1}, {0x40, 2, 0, 2}, {0xd0, 0}, {0x90, 3, 0, 1, 1},
 		publish("$iothub/twin/res/200/?$rid=a1", `{"desired":{}}`),
 		publish("$iothub/twin/res/204/?$rid=2&$version=17", ""),
 		publish("$iothub/twin/PATCH/properties/desired/?$version=2", strings.Repeat("x", 100_000)),
@@ -62,6 +64,18 @@ func TestGuard(t *testing.T) {
 			"an answer to nobody": publish("$iothub/twin/res/200/", ""),
 			"an answer to a name": publish("$iothub/twin/res/200/?$rid=canary", ""),
 			"another's":           publish("devices/other/messages/devicebound/", "x"),
+			"a second answer":     publish("$iothub/twin/res/500/?$rid=A1", ""),
+			"a packet of QoS 2":   append([]byte{0x34}, publish(topicMethod+"x/?$rid=1", "x")[1:]...),
+			"codes of no filter":  {0x90, 5, 0, 1, 1, 1, 1},
+			"no code":             {0x90, 2, 0, 1},
+			"a PUBREL":            {0x62, 2, 0, 1},
+			"a CONNECT":           {0x10, 2, 0, 1},
+			"odd flags":           {0x42, 2, 0, 1},
+			"a ping with a body":  {0xd0, 1, 0},
+			"a PUBACK of nothing": {0x40, 0},
+			"no topic":            {0x30, 0},
+			"half a topic":        {0x30, 4, 0, 9, 'x', 'x'},
+			"half a length":       {0x30, 1, 0},
 			"a long topic":        publish(topicMethod+strings.Repeat("x", 2000)+"/?$rid=1", "x"),
 		} {
 			out, _, err := through(append(bytes.Clone(good), bad...), size)
@@ -71,6 +85,39 @@ func TestGuard(t *testing.T) {
 			if !bytes.HasPrefix(out, good) {
 				t.Errorf("%s in pieces of %d: what came before is lost", name, size)
 			}
+		}
+	}
+}
+
+func TestRequestIDs(t *testing.T) {
+	t.Parallel()
+	var ids requestIDs
+	for _, row := range []struct {
+		id   uint32
+		want bool
+	}{
+		{0, true}, {0, false}, {1, true}, {3, true}, {2, true}, {2, false}, {3, false},
+		{1024, true}, {0, false}, {4, true}, {1, false}, // 1 is still remembered, 0 is not
+		{1027, true}, {3, false}, {1025, true}, {1026, true}, {1025, false},
+		{900_000, true}, {1026, false}, {900_000 - 1023, true}, {900_000 - 1024, false},
+		{math.MaxUint32, true}, {math.MaxUint32, false}, {math.MaxUint32 - 1023, true},
+	} {
+		if got := ids.add(row.id); got != row.want {
+			t.Errorf("adding %d is %t, want %t", row.id, got, row.want)
+		}
+	}
+	// Against a plain record of all.
+	random := mathrand.New(mathrand.NewPCG(1, 2))
+	ids, all := requestIDs{}, map[uint32]bool{}
+	highest := uint32(0)
+	for range 100_000 {
+		id := highest - min(highest, random.Uint32N(1500)) + random.Uint32N(300)
+		want := !all[id] && (id > highest || highest-id < idWindow)
+		if got := ids.add(id); got != want {
+			t.Fatalf("adding %d is %t, want %t; the highest is %d", id, got, want, highest)
+		}
+		if want {
+			all[id], highest = true, max(highest, id)
 		}
 	}
 }

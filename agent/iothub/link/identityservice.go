@@ -33,8 +33,8 @@ type IdentityService struct {
 func (s IdentityService) Login(ctx context.Context) (Login, error) {
 	identityd := edgeService{
 		name: "identityd", group: "aziotid", path: s.IdentitySocket,
-		refused: "it knows its clients by their user: [[principal]] in /etc/aziot/identityd/config.d must name the uid " +
-			`of this process, with idtype = ["module"]; while it makes the module known to the hub it may refuse, too`,
+		refused: "it knows its clients by their user: [[principal]] in /etc/aziot/identityd/config.d must name the " +
+			`uid of this process, with idtype = ["module"]; while it makes the module known to the hub it may refuse, too`,
 	}
 	if identityd.path == "" {
 		identityd.path = defaultIdentitySocket
@@ -86,8 +86,8 @@ func (a *identityAnswer) login() (Login, error) {
 		return Login{}, fmt.Errorf("it names an identity of type %q, and not one of IoT Hub: "+
 			`write idtype = ["module"] below [[principal]]`, cut(a.Type))
 	case a.Spec.Auth.Type != "sas":
-		return Login{}, fmt.Errorf("this identity signs in by %q, and not by a key: have a module identity, which does, "+
-			`by idtype = ["module"] below [[principal]]`, cut(a.Spec.Auth.Type))
+		return Login{}, fmt.Errorf("this identity signs in by %q, and not by a key: have a module identity, which "+
+			`does, by idtype = ["module"] below [[principal]]`, cut(a.Spec.Auth.Type))
 	case a.Spec.Auth.KeyHandle == "":
 		return Login{}, errors.New("it names no key")
 	}
@@ -184,8 +184,8 @@ func (s *edgeService) explain(err error) error {
 		return fmt.Errorf("there is no socket: IoT Edge 1.2 or newer (aziot-identity-service) has it; see that it "+
 			"is installed and runs (systemctl status aziot-%s)", s.name)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("the socket is for the group %s, to which this process must belong: install iot-edge.conf as "+
-			"a drop-in of perceptd's unit", s.group)
+		return fmt.Errorf("the socket is for the group %s, to which this process must belong: install iot-edge.conf "+
+			"as a drop-in of perceptd's unit", s.group)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("nobody serves the socket: is the service up (systemctl status aziot-%s)?", s.name)
 	case errors.Is(err, context.DeadlineExceeded):

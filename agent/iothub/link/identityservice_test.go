@@ -192,7 +192,7 @@ func TestIdentityServiceThatIsOfNoUse(t *testing.T) {
 		}, "malformed HTTP"},
 		"a local identity": {identityd(strings.Replace(edgeIdentity, "aziot", "local", 1)),
 			`type "local"`},
-		"a certificate":           {identityd(strings.Replace(edgeIdentity, `"sas"`, `"x509"`, 1)), `signs in by "x509"`},
+		"a certificate":           {identityd(strings.Replace(edgeIdentity, `"sas"`, `"x509"`, 1)), `by "x509"`},
 		"no key":                  {identityd(strings.Replace(edgeIdentity, edgeHandle, "", 1)), "names no key"},
 		"no hub":                  {identityd(strings.ReplaceAll(edgeIdentity, "hub.test", "")), "hub's name"},
 		"a hub that is a path":    {identityd(strings.ReplaceAll(edgeIdentity, "hub.test", "a/b")), "hub's name"},

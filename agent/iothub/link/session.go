@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +23,10 @@ import (
 const (
 	methodsAtOnce = 16  // are answered at a time
 	methodsQueued = 256 // wait, at most
+
+	// maxWaiting bounds the memory of what the hub sent and nobody has taken yet, in bytes, with messageCost for each.
+	maxWaiting  = 4 << 20
+	messageCost = 4 << 10
 
 	// maxUnacknowledged bounds what was sent and the hub has not acknowledged. It is all in memory.
 	maxUnacknowledged = 512
@@ -64,7 +67,8 @@ type session struct {
 	notified chan struct{} // the twin has changed
 	methods  chan struct{} // one for each method that is being answered
 	queued   atomic.Int64
-	patching sync.Mutex
+	waiting  atomic.Int64  // see maxWaiting
+	patching chan struct{} // holds one while a notification is handed on
 
 	sent, acknowledged atomic.Int64 // messages that want a PUBACK, and PUBACKs
 }
@@ -73,8 +77,9 @@ type session struct {
 // with how each read of the twin ended.
 func newSession(ctx context.Context, o *Options, notifications *atomic.Int64, twinRead func(error)) *session {
 	s := &session{
-		options: o, notifications: notifications, twinRead: twinRead, log: o.Log, opened: make(chan struct{}), notified: make(chan struct{}, 1),
-		methods: make(chan struct{}, methodsAtOnce),
+		options: o, notifications: notifications, twinRead: twinRead, log: o.Log, opened: make(chan struct{}),
+		notified: make(chan struct{}, 1), methods: make(chan struct{}, methodsAtOnce),
+		patching: make(chan struct{}, 1),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	return s
@@ -252,20 +257,21 @@ func (s *session) configure(o *paho.ClientOptions, password string) {
 	o.SetConnectionLostHandler(func(_ paho.Client, err error) { s.cancel(&connectionLost{err}) })
 }
 
-// verify subscribes once more, since the library takes a refused subscription (SUBACK 0x80) for a good one.
+// verify subscribes once more, since the library takes a refused subscription (SUBACK 0x80) for a good one. A SUBSCRIBE
+// has one filter each: see checkLength.
 func (s *session) verify(ctx context.Context) error {
-	token := s.client.SubscribeMultiple(
-		map[string]byte{topicMethod + "#": 1, topicTwinAnswer + "#": 1, topicDesired + "#": 1}, nil)
-	select {
-	case <-token.Done():
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if err := token.Error(); err != nil {
-		return err
-	}
-	for filter, code := range token.(*paho.SubscribeToken).Result() {
-		if code > 1 {
+	for _, topic := range []string{topicMethod, topicTwinAnswer, topicDesired} {
+		filter := topic + "#"
+		token := s.client.Subscribe(filter, 1, nil)
+		select {
+		case <-token.Done():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := token.Error(); err != nil {
+			return err
+		}
+		if code := token.(*paho.SubscribeToken).Result()[filter]; code > 1 {
 			return &errSubscription{filter}
 		}
 	}
@@ -366,7 +372,9 @@ func (s *session) readTwin() error {
 		return fmt.Errorf("reading the twin: %w", err)
 	}
 	t.Identity, t.Asked = s.login.Identity, asked
-	s.options.Twin(t)
+	if !s.contained("the twin", func() { s.options.Twin(t) }) {
+		return errors.New("what the twin holds led to a panic: see the log")
+	}
 	return nil
 }
 
@@ -397,17 +405,45 @@ func cutVersion(section map[string]json.RawMessage) (rest json.RawMessage, versi
 	return rest, version, err
 }
 
+// admit counts a message of the hub as waiting until done is called, or reports that too much waits already.
+func (s *session) admit(message []byte) (done func(), ok bool) {
+	cost := int64(len(message) + messageCost)
+	done = func() { s.waiting.Add(-cost) }
+	if s.waiting.Add(cost) > maxWaiting {
+		done()
+		return nil, false
+	}
+	return done, true
+}
+
+// contained calls f, and reports whether it returned. What the hub sends ends no daemon: a panic is logged.
+func (s *session) contained(what string, f func()) (returned bool) {
+	defer func() {
+		if problem := recover(); problem != nil {
+			s.log.Error("what IoT Hub sent led to a panic", zap.String("in", what), zap.Any("panic", problem),
+				zap.Stack("stack"))
+		}
+	}()
+	f()
+	return true
+}
+
 // desiredDispatcher takes notifications of desired properties.
 type desiredDispatcher struct{ *session }
 
 // Dispatch hands a notification on, and has the twin read: by the notification alone it is not known whether it adds
-// to the properties or takes the place of all.
+// to the properties or takes the place of all. One that comes while too much waits is left to the reading.
 func (d desiredDispatcher) Dispatch(text []byte) {
-	d.patching.Lock()
-	if d.ctx.Err() == nil {
-		d.options.Patch(text, d.login.Identity, d.notifications.Add(1))
+	if done, ok := d.admit(text); ok {
+		d.patching <- struct{}{}
+		if d.ctx.Err() == nil {
+			d.contained("a notification", func() {
+				d.options.Patch(text, d.login.Identity, d.notifications.Add(1))
+			})
+		}
+		<-d.patching
+		done()
 	}
-	d.patching.Unlock()
 	select {
 	case d.notified <- struct{}{}:
 	default:
@@ -419,28 +455,28 @@ var errTooMany = errors.New("too many calls of methods")
 
 // Dispatch answers a direct method. Every name and every payload gets an answer; a panic is contained.
 func (s *session) Dispatch(name string, payload []byte) (status int, answer []byte, err error) {
+	defer s.queued.Add(-1)
 	if s.queued.Add(1) > methodsAtOnce+methodsQueued || s.sent.Load()-s.acknowledged.Load() > maxUnacknowledged {
-		s.queued.Add(-1)
 		return 0, nil, errTooMany
 	}
-	defer s.queued.Add(-1)
+	done, ok := s.admit(payload)
+	if !ok {
+		return 0, nil, errTooMany
+	}
+	defer done()
 	select {
 	case s.methods <- struct{}{}:
 		defer func() { <-s.methods }()
 	case <-s.ctx.Done():
 		return 0, nil, s.ctx.Err()
 	}
-	defer func() {
-		if problem := recover(); problem != nil {
-			s.log.Error("a direct method panicked", zap.String("method", name), zap.Any("panic", problem),
-				zap.Stack("stack"))
-			status, answer, err = http.StatusInternalServerError, []byte(`null`), nil
+	status, answer = http.StatusInternalServerError, []byte(`null`)
+	s.contained("the method "+name, func() {
+		code, value := s.options.Method(s.ctx, name, payload)
+		if text, err := json.Marshal(value); err == nil {
+			status, answer = code, text
 		}
-	}()
-	status, value := s.options.Method(s.ctx, name, payload)
-	if answer, err = json.Marshal(value); err != nil {
-		return http.StatusInternalServerError, []byte(`null`), nil
-	}
+	})
 	s.sent.Add(1)
 	return status, answer, nil
 }
