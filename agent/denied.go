@@ -56,6 +56,9 @@ func lostError(why string) *Error {
 // lostRetryAfter is when to ask again while a record is lost: the hub may have answered by then.
 const lostRetryAfter = 5 * time.Second
 
+// missingMend says what a person does when rules are gone with a lost record.
+const missingMend = "deny again what is to stay denied, and then, as root: perceptctl deny forget-lost"
+
 // lostMend says what ends that a record is lost.
 const lostMend = "it ends when IoT Hub has answered, where [iothub] is configured and not set aside; else deny again " +
 	"what is to stay denied, and then, as root: perceptctl deny forget-lost"

@@ -170,6 +170,7 @@ func (a *Agent) changeTwinRules(change func(deny.Record) (deny.Record, error), h
 	}
 	a.deny.saver.begin()
 	a.logDifference("IoT Hub "+hub, before, after)
+	a.logMissing(before, after)
 	return nil
 }
 
@@ -219,17 +220,22 @@ func (a *Agent) HeedHub(by string) error {
 }
 
 // ForgetLostDenyRules ends that nothing is handed out since the record of deny rules is lost, or cannot be read now. What
-// was on a lost record denies nothing any more; one that can be read later is in force then. Its callers see to it that
+// was on a lost record denies nothing any more; one that can be read later is in force then. Where a twin took the place
+// of a lost record, it ends that the status says so. Its callers see to it that
 // root asks for it. The error is an *Error with CodeNotKept: it is done all the same.
 func (a *Agent) ForgetLostDenyRules(by string) error {
-	lost := ""
+	var before deny.Record
 	err := a.changeDenyRules("tokens are handed out again", func(record deny.Record) (deny.Record, error) {
-		lost = record.Lost
+		before = record
 		return record.Forget(), nil
 	})
-	if lost != "" {
+	switch {
+	case before.Lost != "":
 		a.log.Warn("the lost record of deny rules is given up: tokens are handed out again", zap.String("by", by),
-			zap.String("lost", lost), zap.String("message_id", MessageDenyRulesForgotten))
+			zap.String("lost", before.Lost), zap.String("message_id", MessageDenyRulesForgotten))
+	case before.Missing != nil:
+		a.log.Warn("that deny rules are gone with a lost record is known, and shown no more", zap.String("by", by),
+			zap.String("lost", before.Missing.Why), zap.String("message_id", MessageDenyRulesForgotten))
 	}
 	return err
 }
@@ -246,8 +252,11 @@ func (a *Agent) DenyStatus() api.DenyStatus {
 	if record.Aside != nil {
 		s.HubSetAsideOn = record.Aside.On
 	}
-	if s.Lost != "" {
+	switch {
+	case s.Lost != "":
 		s.Mend = lostMend
+	case record.Missing != nil:
+		s.Missing, s.Mend = missingText(record.Missing), missingMend
 	}
 	return s
 }

@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"fmt"
 	"slices"
+	"time"
 
 	"go.uber.org/zap"
 
+	"perceptd/agent/api"
 	"perceptd/agent/deny"
 	"perceptd/tokencache"
 )
@@ -33,7 +35,16 @@ type DenyStore struct {
 }
 
 // begin returns the record to begin with.
-func (s *DenyStore) begin() deny.Record {
+func (s *DenyStore) begin(now time.Time) deny.Record {
+	record := s.found()
+	if record.Lost != "" && record.LostOn.IsZero() { // it is found out now
+		record.LostOn, record.Generation = now, record.Generation+1
+	}
+	return record
+}
+
+// found returns what was kept, as a new record where nobody knows.
+func (s *DenyStore) found() deny.Record {
 	var record deny.Record
 	for i, r := range s.Copies {
 		if i == 0 {
@@ -44,7 +55,7 @@ func (s *DenyStore) begin() deny.Record {
 	}
 	isRead := s.Record != nil
 	if isRead && record.Unread {
-		record.Lost, record.Unread = "", false
+		record.Lost, record.Unread, record.LostOn = "", false, time.Time{}
 	}
 	switch found := record.Lineage != ""; {
 	case isRead && found:
@@ -54,9 +65,9 @@ func (s *DenyStore) begin() deny.Record {
 	case found && !record.Unread:
 		return record
 	case s.Unread != nil:
-		record.Lost, record.Unread = unreadDenyText(s.Unread), true
+		record.Lost, record.Unread, record.LostOn = unreadDenyText(s.Unread), true, time.Time{}
 	case s.Lost != nil || found:
-		record.Lost, record.Unread = lostDenyText(cmp.Or(s.Lost, errGone)), false
+		record.Lost, record.Unread, record.LostOn = lostDenyText(cmp.Or(s.Lost, errGone)), false, time.Time{}
 	default:
 		return deny.Record{}
 	}
@@ -76,11 +87,12 @@ const (
 	MessageDenyRulesLost      = "5e93a17c8bd24f06a1c7f4802d6e9b3a" // it is lost, or cannot be read now
 	MessageDenyRulesRead      = "0b7f2e4d9a8c46f1b35d60e2c91a784f" // it was read after all
 	MessageDenyRulesForgotten = "94c6d02fb1e74a3f8e5a27d1630bc9e8" // root gave up what was on it
+	MessageDenyRulesMissing   = "1d7be4a05f3c4c62a90e8b61d2f57c34" // the twin took its place, and others' rules are gone
 )
 
 // open takes over what was kept.
 func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger) {
-	d.lookup, d.record = lookupUser, kept.begin()
+	d.lookup, d.record = lookupUser, kept.begin(api.Time(clock.Wall()))
 	d.saver.what = "the record of deny rules"
 	d.saver.now = func() deny.Record {
 		d.mu.Lock()
@@ -143,13 +155,13 @@ func (a *Agent) readDenyRulesAgain() {
 // takeDenyRules puts the record in force if it can be read, beside what was set meanwhile.
 func (a *Agent) takeDenyRules() bool {
 	d := &a.deny
-	var rules int
-	var lost string
+	var before, after deny.Record
 	read := d.saver.read(d.load, func(disk *deny.Record, why error) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		a.enforceLocked(d.joined(disk, why))
-		rules, lost = len(d.record.Rules), d.record.Lost
+		before = d.record
+		a.enforceLocked(d.joined(disk, why, api.Time(a.clock.Wall())))
+		after = d.record
 	})
 	if !read {
 		return false
@@ -158,27 +170,48 @@ func (a *Agent) takeDenyRules() bool {
 	d.handOverNow(a.log)
 	d.saver.renew()
 	a.changed()
-	if lost != "" {
-		a.log.Error("which tokens are denied is not known, and none is handed out", zap.String("why", lost),
+	switch {
+	case after.Lost != "":
+		a.log.Error("which tokens are denied is not known, and none is handed out", zap.String("why", after.Lost),
 			zap.String("message_id", MessageDenyRulesLost))
-		return true
+	case a.logMissing(before, after):
+	default:
+		a.log.Info("the record of deny rules was read after all, and is in force", zap.Int("rules", len(after.Rules)),
+			zap.String("message_id", MessageDenyRulesRead))
 	}
-	a.log.Info("the record of deny rules was read after all, and is in force", zap.Int("rules", rules),
-		zap.String("message_id", MessageDenyRulesRead))
 	return true
+}
+
+// logMissing says that a twin took the place of a lost record, if that is news.
+func (a *Agent) logMissing(before, after deny.Record) (news bool) {
+	if after.Missing == nil || before.Missing != nil && *before.Missing == *after.Missing {
+		return false
+	}
+	a.log.Warn(missingText(after.Missing), zap.String("message_id", MessageDenyRulesMissing))
+	return true
+}
+
+// missingText says what became of a record that was lost, and where it may still be looked at.
+func missingText(m *deny.Missing) string {
+	return fmt.Sprintf("deny rules that were set on this device or by direct methods before %s may be gone, and what "+
+		"they denied is handed out: %s; what the twin of %s denies was taken again on %s",
+		formatTime(m.LostOn), m.Why, m.Hub, formatTime(m.TwinOn))
 }
 
 // joined returns what is in force when disk was read, or is lost. What was set meanwhile stays. What root, or a full
 // read of the twin, has ended meanwhile stays ended.
-func (d *denyRules) joined(disk *deny.Record, why error) deny.Record {
+func (d *denyRules) joined(disk *deny.Record, why error, wall time.Time) deny.Record {
 	now := d.record
 	isWaiting := now.Unread
 	if isWaiting {
-		now.Lost, now.Unread = "", false
+		now.Lost, now.Unread, now.LostOn = "", false, time.Time{}
 	}
 	if disk == nil {
-		if isWaiting {
-			now.Lost = lostDenyText(why)
+		switch {
+		case isWaiting:
+			now.Lost, now.LostOn = lostDenyText(why), wall
+		case d.twinHub != "": // root, or the twin alone, has ended the wait
+			now.Missing = &deny.Missing{Why: lostDenyText(why), LostOn: wall, TwinOn: wall, Hub: d.twinHub}
 		}
 		return now
 	}
@@ -192,12 +225,14 @@ func (d *denyRules) joined(disk *deny.Record, why error) deny.Record {
 		})
 	}
 	both := deny.Both(now, kept)
-	both.Lineage, both.Lost = disk.Lineage, now.Lost
+	both.Lineage, both.Lost, both.LostOn = disk.Lineage, now.Lost, now.LostOn
 	if both.Aside = now.Aside; now.Aside == nil && kept.IsSetAside(now.Hub) {
 		both.Aside = kept.Aside
 	}
 	if isWaiting {
-		both.Lost = disk.Lost
+		if both.Lost, both.LostOn = disk.Lost, disk.LostOn; both.Lost != "" && both.LostOn.IsZero() {
+			both.LostOn = wall
+		}
 	}
 	return both
 }

@@ -210,6 +210,84 @@ func TestLostDenyRules(t *testing.T) {
 	}
 }
 
+// Where a twin takes the place of a lost record, the device says that others' rules may be gone, and of which file, over
+// restarts and further reads of the twin, until root ends it.
+func TestTwinLeavesRulesMissing(t *testing.T) {
+	t.Parallel()
+	for _, late := range []bool{false, true} { // it is found lost only after the twin was read
+		synctest.Test(t, func(t *testing.T) {
+			disk := new(denyDisk)
+			disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				mustDeny(t, a, api.DenyLocal, denyModule("vision"))
+			})
+			disk.set(func(d *denyDisk) { d.spoilt = errors.New("deny-rules.json: it is not JSON") })
+			if late {
+				disk.set(func(d *denyDisk) { d.unread = errors.New("input/output error") })
+			}
+			isSaid := func(a *agent.Agent) bool {
+				s := a.Status()
+				said := strings.Contains(s.Deny.Missing, "deny-rules.json: it is not JSON")
+				trouble := strings.Join(s.Trouble, "\n")
+				if said && (!strings.Contains(trouble, s.Deny.Missing) || !strings.Contains(trouble, "forget-lost") ||
+					!strings.Contains(s.Deny.Mend, "forget-lost")) {
+					t.Errorf("the status says %+v, %q", s.Deny, s.Trouble)
+				}
+				if (s.Deny.Missing != "") != said || s.Deny.Lost != "" {
+					t.Errorf("the status says %+v", s.Deny)
+				}
+				return said
+			}
+			disk.boot(t, true, func(a *agent.Agent, logs *observer.ObservedLogs) {
+				if err := a.SetTwinDeny(thisHub, nil, 1); err != nil && codeOf(err) != api.CodeNotKept {
+					t.Error(err)
+				}
+				if late {
+					if isSaid(a) {
+						t.Error("it may yet be read")
+					}
+					disk.set(func(d *denyDisk) { d.unread = nil })
+					time.Sleep(2 * time.Minute)
+					synctest.Wait()
+				}
+				if err := a.SetTwinDeny(thisHub, nil, 1); err != nil {
+					t.Error(err)
+				}
+				warned := logs.FilterLevelExact(zapcore.WarnLevel).
+					FilterField(zap.String("message_id", agent.MessageDenyRulesMissing)).Len()
+				if code := askFor(a, module, vault); code != "" || !isSaid(a) || warned != 1 {
+					t.Errorf("late %v: %q, said %v, %d warnings", late, code, isSaid(a), warned)
+				}
+			})
+			since := ""
+			for _, reboot := range []bool{false, true} {
+				disk.boot(t, reboot, func(a *agent.Agent, _ *observer.ObservedLogs) {
+					if err := a.SetTwinDeny(thisHub, nil, 2); err != nil || !isSaid(a) {
+						t.Errorf("late %v, reboot %v: it is said no more (%v)", late, reboot, err)
+					}
+					if said := a.DenyStatus().Missing; since != "" && said != since {
+						t.Errorf("%q, and before %q", said, since)
+					} else {
+						since = said
+					}
+				})
+			}
+			disk.boot(t, true, func(a *agent.Agent, logs *observer.ObservedLogs) {
+				if err := a.ForgetLostDenyRules("uid 0"); err != nil || isSaid(a) {
+					t.Errorf("root has ended it, and it is said (%v)", err)
+				}
+				if logs.FilterField(zap.String("message_id", agent.MessageDenyRulesForgotten)).Len() != 1 {
+					t.Error("the log does not say who ended it")
+				}
+			})
+			disk.boot(t, true, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if isSaid(a) {
+					t.Error("it is said again")
+				}
+			})
+		})
+	}
+}
+
 // A hub that root has set aside does not end that a record is lost.
 func TestSetAsideHubDoesNotEndALoss(t *testing.T) {
 	t.Parallel()

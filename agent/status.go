@@ -25,8 +25,12 @@ func (a *Agent) Status() api.Status {
 		Requests: a.Counts(), Denials: a.audit.recentDenials(), Clock: clockStatusOf(a.cache.ClockStatus()),
 	}
 	denied := a.DenyStatus()
-	if s.Deny = &denied; denied.Lost != "" {
+	s.Deny = &denied
+	switch {
+	case denied.Lost != "":
 		s.Trouble = append(s.Trouble, "every request is refused: "+denied.Lost)
+	case denied.Missing != "":
+		s.Trouble = append(s.Trouble, denied.Missing+"; "+denied.Mend)
 	}
 	keys := a.cachedKeys(rules)
 	for _, key := range keys {

@@ -11,7 +11,7 @@ import (
 const (
 	PathDeny     = "/v1/deny"      // GET lists deny rules, POST adds one, DELETE ?id= lifts one
 	PathDenyHub  = "/v1/deny/hub"  // DELETE sets aside what IoT Hub denies, POST heeds it again
-	PathDenyLost = "/v1/deny/lost" // DELETE ends the denial of everything that a lost record causes
+	PathDenyLost = "/v1/deny/lost" // DELETE ends what a lost record causes: that everything is denied, or that it is shown
 )
 
 const (
@@ -79,12 +79,18 @@ type DenyStatus struct {
 
 	// Lost is why the record of deny rules is not known: then every request is refused. Empty: it is known.
 	Lost string `json:"lost,omitempty"`
-	// Mend is what ends that, in a sentence.
+	// Missing says which rules are gone since the twin took the place of a lost record, until root has acknowledged that
+	// (PathDenyLost). Tokens are handed out. Empty: none are.
+	Missing string `json:"missing,omitempty"`
+	// Mend is what ends Lost or Missing, in a sentence.
 	Mend string `json:"mend,omitempty"`
 }
 
 // IsLost reports whether the record of deny rules is not known, so that every request is refused.
 func (d *DenyStatus) IsLost() bool { return d != nil && d.Lost != "" }
+
+// AreMissing reports whether deny rules are gone, and root has not acknowledged that.
+func (d *DenyStatus) AreMissing() bool { return d != nil && d.Missing != "" }
 
 // IsHubSetAside reports whether root on this device has set aside what the hub sets, so that nothing of it is heeded.
 func (d *DenyStatus) IsHubSetAside() bool { return d != nil && !d.HubSetAsideOn.IsZero() }

@@ -29,6 +29,21 @@ type Record struct {
 	Lost string `json:"lost,omitempty"`
 	// Unread is true if they are missing only until what is on the disk was read.
 	Unread bool `json:"unread,omitempty"`
+	// LostOn is since when Lost is so.
+	LostOn time.Time `json:"lost_on,omitzero"`
+
+	// Missing says that rules are missing since a hub's twin took the place of a lost record; nil: none are, or root has
+	// ended it.
+	Missing *Missing `json:"missing,omitempty"`
+}
+
+// Missing says that a record was lost, and that what a hub's twin denies was taken again: what was set on the device or
+// by direct methods denies nothing any more.
+type Missing struct {
+	Why    string    `json:"why"`     // as Record.Lost was
+	LostOn time.Time `json:"lost_on"` // as Record.LostOn was
+	TwinOn time.Time `json:"twin_on"` // when the twin was taken
+	Hub    string    `json:"hub"`     // this device's identity there
 }
 
 // Aside says that what a hub sets denies nothing.
@@ -159,7 +174,7 @@ func (r Record) Tighten(from HubSide, wanted []Wanted, now time.Time) Record {
 }
 
 // Replace returns r with what the twin of a hub denies in the place of what it denied before. It ends a loss, unless
-// root has set the hub aside. Where this device has another identity at the hub than before, what was set there is
+// root has set the hub aside, and notes what is missing then. Where this device has another identity at the hub than before, what was set there is
 // lifted, and no longer set aside. The error is ErrTooMany.
 func (r Record) Replace(from HubSide, wanted []Wanted, now time.Time) (Record, error) {
 	if len(wanted) > MaxRules {
@@ -177,7 +192,10 @@ func (r Record) Replace(from HubSide, wanted []Wanted, now time.Time) (Record, e
 		after.Aside = nil
 	}
 	if after.Aside == nil {
-		after.Lost, after.Unread = "", false
+		after = after.known()
+		if r.Lost != "" && !r.Unread {
+			after.Missing = &Missing{Why: r.Lost, LostOn: r.LostOn, TwinOn: now, Hub: from.Hub}
+		}
 	}
 	listed := make(map[string]Rule)
 	for _, w := range wanted {
@@ -217,9 +235,16 @@ func (r Record) Heed() Record {
 	return r
 }
 
+// known returns r as a record that is not lost.
+func (r Record) known() Record {
+	r.Lost, r.Unread, r.LostOn = "", false, time.Time{}
+	return r
+}
+
 // Forget returns r with nothing missing.
 func (r Record) Forget() Record {
-	r.Lost, r.Unread = "", false
+	r = r.known()
+	r.Missing = nil
 	return r
 }
 
@@ -227,7 +252,15 @@ func (r Record) Forget() Record {
 func (r Record) Equal(o Record) bool {
 	sameAside := (r.Aside == nil) == (o.Aside == nil) && (r.Aside == nil ||
 		r.Aside.By == o.Aside.By && r.Aside.Hub == o.Aside.Hub && r.Aside.On.Equal(o.Aside.On))
-	return sameAside && r.Hub == o.Hub && r.Lost == o.Lost && slices.EqualFunc(r.Rules, o.Rules, Rule.equal)
+	return sameAside && r.Hub == o.Hub && r.Lost == o.Lost && r.LostOn.Equal(o.LostOn) && r.Missing.equal(o.Missing) &&
+		slices.EqualFunc(r.Rules, o.Rules, Rule.equal)
+}
+
+func (m *Missing) equal(o *Missing) bool {
+	if m == nil || o == nil {
+		return m == o
+	}
+	return m.Why == o.Why && m.Hub == o.Hub && m.LostOn.Equal(o.LostOn) && m.TwinOn.Equal(o.TwinOn)
 }
 
 func (r Rule) equal(o Rule) bool {
@@ -286,6 +319,9 @@ func Both(r, o Record) Record {
 	both.Generation = max(r.Generation, o.Generation) + 1
 	both.Hub, both.Lost = cmp.Or(r.Hub, o.Hub), cmp.Or(r.Lost, o.Lost)
 	both.Unread = both.Lost != "" && (r.Lost == "" || r.Unread) && (o.Lost == "" || o.Unread)
+	if both.Missing = cmp.Or(r.Missing, o.Missing); r.Lost == "" {
+		both.LostOn = o.LostOn
+	}
 	if r.Aside != nil && (o.Aside == nil || o.Aside.Hub != r.Aside.Hub) {
 		both.Aside = nil
 	}

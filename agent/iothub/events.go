@@ -210,7 +210,11 @@ func (n *watched) denyRules(w watched, status api.Status, add func(api.HubEvent)
 	case n.lost && !w.lost:
 		add(api.HubEvent{Type: api.HubEventDenyRulesLost, Severity: api.SeverityError, Detail: deny.Lost})
 	case w.lost && !n.lost:
-		add(api.HubEvent{Type: api.HubEventDenyRulesKnown, Severity: api.SeverityInfo})
+		e := api.HubEvent{Type: api.HubEventDenyRulesKnown, Severity: api.SeverityInfo}
+		if deny.AreMissing() {
+			e.Severity, e.Detail = api.SeverityWarning, deny.Missing
+		}
+		add(e)
 	}
 	switch {
 	case w.begun && n.aside && !w.aside:

@@ -70,6 +70,7 @@ type reportSummary struct {
 	Errors    int  `json:"errors"`    // keys whose token cannot be fetched or refreshed
 	Denied    int  `json:"denied"`    // deny rules in force
 	Lost      bool `json:"lost"`      // the record of deny rules is lost, and every request is refused
+	Missing   bool `json:"missing"`   // deny rules of others than the twin are gone with a lost record
 	Aside     bool `json:"setAside"`  // root has set aside what the hub sets
 	Trouble   int  `json:"trouble"`   // what needs a person on the device, or its configuration
 	LeftOut   int  `json:"leftOut"`   // tokens that Tokens has no room for
@@ -99,6 +100,7 @@ type reportedDeny struct {
 	Rules      []ruleReport `json:"rules"`
 	LeftOut    int          `json:"leftOut"`
 	Lost       string       `json:"lost,omitempty"`
+	Missing    string       `json:"missing,omitempty"` // which rules are gone since a twin took a lost record's place
 	SetAsideOn string       `json:"setAsideOn,omitempty"`
 }
 
@@ -145,6 +147,7 @@ func describe(s *api.Status, ack *desiredAck, before *report, limit int) *report
 	}
 	if s.Deny != nil {
 		r.Summary.Denied, r.Summary.Lost = len(s.Deny.InForce()), s.Deny.Lost != ""
+		r.Summary.Missing = s.Deny.AreMissing()
 		if r.Summary.Aside = !s.Deny.HubSetAsideOn.IsZero(); r.Summary.Aside && r.Desired != nil {
 			r.Desired.Status = ackSetAside
 		}
@@ -235,7 +238,7 @@ func describeDeny(s *api.DenyStatus) reportedDeny {
 	if s == nil {
 		return d
 	}
-	d.Lost = clean(s.Lost, maxReason)
+	d.Lost, d.Missing = clean(s.Lost, maxReason), clean(s.Missing, maxReason)
 	if !s.HubSetAsideOn.IsZero() {
 		d.SetAsideOn = minute(s.HubSetAsideOn)
 	}

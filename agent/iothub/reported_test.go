@@ -40,6 +40,19 @@ func TestSteadyText(t *testing.T) {
 	}
 }
 
+// That rules are gone with a lost record is a scalar for queries, and in words beside the rules, until root has ended it.
+func TestMissingRulesAreReported(t *testing.T) {
+	t.Parallel()
+	gone := &api.DenyStatus{Missing: "rules of this device may be gone"}
+	r := describe(&api.Status{Deny: gone}, nil, nil, maxReport)
+	if !r.Summary.Missing || r.Summary.Lost || r.Deny.Missing != gone.Missing {
+		t.Errorf("%+v %+v", r.Summary, r.Deny)
+	}
+	if r = describe(&api.Status{Deny: &api.DenyStatus{}}, nil, r, maxReport); r.Summary.Missing || r.Deny.Missing != "" {
+		t.Errorf("%+v %+v", r.Summary, r.Deny)
+	}
+}
+
 // checkTexts reports a status with hostile texts and returns what a hub says of it.
 func checkTexts(identity, resource, failure, origin string, more int) error {
 	now := time.Date(2026, 11, 28, 8, 0, 0, 0, time.UTC)

@@ -88,7 +88,7 @@ func (a *app) denyRules(ctx context.Context, asJSON bool) error {
 	if err != nil {
 		return err
 	}
-	return troubleIf(answer.IsLost())
+	return troubleIf(answer.IsLost() || answer.AreMissing())
 }
 
 // denyRules lists deny rules: first what is wrong with their record, then what is set aside, then the rules.
@@ -128,7 +128,8 @@ func (s screen) denyRules(now time.Time, d api.DenyStatus) string {
 	return text
 }
 
-// denyRecord says that the record of deny rules is lost, and that what IoT Hub denies is set aside; or "".
+// denyRecord says that the record of deny rules is lost, or which rules are gone with one, and that what IoT Hub denies is
+// set aside; or "".
 func (s screen) denyRecord(now time.Time, d api.DenyStatus) string {
 	text := ""
 	if d.IsLost() {
@@ -136,6 +137,10 @@ func (s screen) denyRecord(now time.Time, d api.DenyStatus) string {
 		if d.Mend != "" {
 			text += s.Paragraph("         ", d.Mend, term.Plain)
 		}
+	}
+	if d.AreMissing() {
+		text += s.Paragraph("missing: ", d.Missing, term.Bad)
+		text += s.Paragraph("         ", d.Mend, term.Plain)
 	}
 	if !d.HubSetAsideOn.IsZero() {
 		text += s.Paragraph("set aside: ", "root set aside what IoT Hub denies, at "+
@@ -253,7 +258,11 @@ func examineDeny(now time.Time, d *api.DenyStatus, h *api.HubStatus) (all []find
 		return nil
 	}
 	if d.IsLost() {
-		all = append(all, finding{fail, what, "every request is refused: " + d.Lost + "; " + lostWait(now, d, h), cmp.Or(d.Mend, explain.LostNext)})
+		all = append(all, finding{fail, what, "every request is refused: " + d.Lost + "; " + lostWait(now, d, h),
+			cmp.Or(d.Mend, explain.LostNext)})
+	}
+	if d.AreMissing() {
+		all = append(all, finding{fail, what, d.Missing, d.Mend})
 	}
 	if !d.HubSetAsideOn.IsZero() {
 		all = append(all, finding{note, what, "root set aside what IoT Hub denies, " +
@@ -333,7 +342,7 @@ func ruleTexts(rules []api.DenyRule) string {
 
 // reportedOfDeny reports whether examineDeny says a trouble, and more.
 func reportedOfDeny(d *api.DenyStatus, trouble string) bool {
-	return d.IsLost() && strings.Contains(trouble, d.Lost)
+	return d.IsLost() && strings.Contains(trouble, d.Lost) || d.AreMissing() && strings.Contains(trouble, d.Missing)
 }
 
 func (a *app) liftCommand() *cobra.Command {
@@ -496,8 +505,10 @@ func (a *app) forgetLostCommand() *cobra.Command {
 		Long: `Where the record of deny rules is lost, perceptd refuses every request: what was denied
 is not known. IoT Hub's rules are taken again from its twin, which ends that by
 itself. This ends it at once, and without a hub nothing else does: what was on the
-lost record denies nothing any more. Deny again first what is to stay denied. It is
-for root.`,
+lost record denies nothing any more. Deny again first what is to stay denied.
+
+Where the twin has ended it, rules that were set on this device or by direct methods
+may be gone: perceptctl status says so until this is run. It is for root.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error {
 			return a.setHub(ctx, a.client.ForgetLostDenyRules, screen.lostForgotten, asJSON)
@@ -508,7 +519,7 @@ for root.`,
 }
 
 func (s screen) lostForgotten(d api.DenyRules) string {
-	text := s.Paragraph("forgotten: ", "the lost record of deny rules; tokens are served again, by the grants and the "+
-		"deny rules that there are now", term.Plain)
+	text := s.Paragraph("forgotten: ", "the lost record of deny rules; tokens are served by the grants and the deny "+
+		"rules that there are now", term.Plain)
 	return text + s.denyRules(d.Now, d.DenyStatus)
 }

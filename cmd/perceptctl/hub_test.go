@@ -95,3 +95,22 @@ func TestLostRecordAndTheHub(t *testing.T) {
 		}
 	}
 }
+
+// TestMissingRulesAreSaid shows that doctor has rules that are gone with a lost record as a fault, once, and that status
+// has them once, with what ends that.
+func TestMissingRulesAreSaid(t *testing.T) {
+	t.Parallel()
+	d := &api.DenyStatus{Missing: "rules of this device may be gone: FILE", Mend: "perceptctl deny forget-lost"}
+	if all := examineDeny(noon, d, nil); len(all) != 1 || all[0] != (finding{fail, "deny rules", d.Missing, d.Mend}) {
+		t.Errorf("%+v", all)
+	}
+	trouble := d.Missing + "; " + d.Mend
+	if !reportedOfDeny(d, trouble) {
+		t.Error("doctor says it twice")
+	}
+	text := screen{Screen: term.Screen{Width: 200}, zone: time.UTC}.status(
+		api.Status{Now: noon, Deny: d, Trouble: []string{trouble}})
+	if strings.Count(text, d.Missing) != 1 || !strings.Contains(text, d.Mend) {
+		t.Error(text)
+	}
+}
