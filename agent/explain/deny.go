@@ -120,3 +120,15 @@ func (s Times) DenyText(now time.Time, rule api.DenyRule) string {
 	}
 	return text
 }
+
+// DeniesAllTheSame says how many deny entries of a refused version of the twin are in force, as a clause with "; " before
+// it, or "".
+func DeniesAllTheSame(d api.DesiredStatus) string {
+	switch {
+	case d.Refused == "" || d.Denies == 0:
+		return ""
+	case d.Denies == 1:
+		return "; one entry of its deny is in force all the same"
+	}
+	return "; " + strconv.Itoa(d.Denies) + " entries of its deny are in force all the same"
+}

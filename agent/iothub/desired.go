@@ -93,14 +93,16 @@ func (d *desired) apply() {
 		d.aside = d.agent.HubSetAside()
 	}
 	var idle []string
+	denies := 0
 	switch {
 	case !isSound:
-		// Nothing of a document that is wrong is put in force, but for what it denies: that is meant to stop something.
-		_ = d.agent.TightenTwinDeny(doc.hub, soundDeny(doc.text), doc.version)
+		denies = d.denyOnly(doc, soundDeny(doc.text))
 	case d.aside:
 		err = cmp.Or(err, errSetAside)
 	default:
-		idle, err = d.put(doc, wanted)
+		if idle, err = d.put(doc, wanted); err != nil {
+			denies = d.denyOnly(doc, wanted.Deny)
+		}
 	}
 	if d.aside { // what else the twin had set; policy changes stay on record, and root may withdraw them now
 		_, _ = d.agent.SetPrefetch(nil)
@@ -112,14 +114,29 @@ func (d *desired) apply() {
 	before := d.status
 	d.status = api.DesiredStatus{Version: doc.version, ReadOn: api.Time(d.now()), Applied: before.Applied}
 	if err != nil {
-		d.status.Refused = err.Error()
+		d.status.Refused, d.status.Denies = err.Error(), denies
 	} else {
-		d.status.Applied, d.status.Idle = doc.version, idle
+		d.status.Applied, d.status.Idle = doc.version, append(strayKeys(doc.text), idle...)
 	}
 	now := d.status
 	d.mu.Unlock()
 	d.logOutcome(before, now)
 	d.changed()
+}
+
+// denyOnly denies what a document denies, of which nothing else is put in force since it is wrong: that is meant to stop
+// something. It returns how many of its entries are in force so.
+func (d *desired) denyOnly(doc document, entries []api.DenyRequest) (inForce int) {
+	_ = d.agent.TightenTwinDeny(doc.hub, entries, doc.version) // of too many, those that there is room for deny
+	rules := d.agent.DenyStatus()
+	for _, entry := range entries {
+		if slices.ContainsFunc(rules.InForce(), func(rule api.DenyRule) bool {
+			return rule.Origin == api.DenyTwin && rule.By == doc.hub && rule.DenyTarget == entry.DenyTarget
+		}) {
+			inForce++
+		}
+	}
+	return inForce
 }
 
 // put puts a document in force that was found to be sound, and returns in words what of it concerns nothing here.
@@ -191,8 +208,12 @@ func kept(err error) error {
 func (d *desired) logOutcome(before, now api.DesiredStatus) {
 	switch {
 	case now.Refused != "" && (now.Version != before.Version || now.Refused != before.Refused):
-		d.log.Warn("the twin's desired properties were refused, and nothing of them is in force",
-			zap.Int64("version", now.Version), zap.String("why", now.Refused))
+		message := "the twin's desired properties were refused, and nothing of them is in force"
+		if now.Denies > 0 {
+			message = "the twin's desired properties were refused, and only what is right in percept.deny is in force"
+		}
+		d.log.Warn(message, zap.Int64("version", now.Version), zap.String("why", now.Refused),
+			zap.Int("denies", now.Denies))
 	case now.Refused == "" && (now.Applied != before.Applied || before.Refused != ""):
 		d.log.Info("the twin's desired properties are in force", zap.Int64("version", now.Applied),
 			zap.Strings("idle", now.Idle))

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 	"pgregory.net/rapid"
 
 	"perceptd/agent"
@@ -228,6 +229,68 @@ func TestRefusedDocuments(t *testing.T) {
 		if len(w.desired.agent.Changes()) > 0 || w.level.Level() != zapcore.InfoLevel {
 			t.Errorf("on record %+v, level %v", w.desired.agent.Changes(), w.level.Level())
 		}
+	})
+}
+
+// Where a document is refused, and what is right in its deny is in force all the same, status and journal say so.
+func TestRefusedDocumentsThatDeny(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		w.reads(1, "")
+		ahead := `"policyChanges":[{"allResources":true,"at":"` + time.Now().Add(time.Hour).UTC().Format(time.RFC3339) +
+			`","effect":"revoked"}]`
+		for i, row := range []struct {
+			percept string
+			denies  int
+		}{
+			{`{"logLevel":"loud","deny":[{"module":"vision"},{"modul":"log"},{"unit":"camera.service"}]}`, 2},
+			{`{"logLevel":"loud","deny":[{"module":7}]}`, 0},
+			{`{"logLevel":"loud"}`, 0},
+			{`{"deny":[{"module":"vision"}],` + ahead + `}`, 1},
+			{`{` + ahead + `}`, 0},
+		} {
+			version := int64(2*i + 2)
+			lines := w.logs.Len()
+			if s := w.reads(version, row.percept); s.Refused == "" || s.Denies != row.denies {
+				t.Errorf("%s: %+v", row.percept, s)
+			}
+			w.expect(t, row.percept, row.denies > 0)
+			said := "nothing of them is in force"
+			if row.denies > 0 {
+				said = "only what is right in percept.deny is in force"
+			}
+			if all := w.logs.All()[lines:]; !slices.ContainsFunc(all, func(e observer.LoggedEntry) bool {
+				return strings.HasSuffix(e.Message, said)
+			}) {
+				t.Errorf("%s: the journal does not say that %s", row.percept, said)
+			}
+			if s := w.reads(version+1, ""); s.Denies != 0 {
+				t.Errorf("%+v", s)
+			}
+		}
+		// While root has set the hub aside nothing of it is in force.
+		if err := w.desired.agent.SetHubAside("uid 0"); err != nil {
+			t.Fatal(err)
+		}
+		if s := w.reads(20, `{"logLevel":"loud","deny":[{"module":"vision"}]}`); s.Denies != 0 {
+			t.Errorf("set aside: %+v", s)
+		}
+	})
+}
+
+// What stands beside percept by mistake is acknowledged as a note, and percept in another case is refused.
+func TestKeysInTheWrongPlace(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		w.read(document{twinnedHub, 1, json.RawMessage(`{"deny":[{"module":"vision"}],"percept":{"deny":[{"module":"none"}]}}`), w.heard})
+		if s := w.describe(); s.Applied != 1 || len(s.Idle) != 2 || !strings.HasPrefix(s.Idle[0], "deny: it stands beside percept") ||
+			!strings.HasPrefix(s.Idle[1], "percept.deny[0]: ") {
+			t.Errorf("%+v", s)
+		}
+		w.expect(t, "beside percept", false)
+		w.read(document{twinnedHub, 2, json.RawMessage(`{"Percept":{"deny":[{"module":"log"}]},"percept":{"deny":[{"module":"vision"}]}}`), w.heard})
+		if s := w.describe(); s.Applied != 1 || !strings.HasPrefix(s.Refused, "Percept: ") || s.Denies != 1 {
+			t.Errorf("%+v", s)
+		}
+		w.expect(t, "another case beside percept", true)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -23,8 +24,11 @@ const (
 	maxDeny = 64
 )
 
+// ownKeys are the keys of percept.
+var ownKeys = []string{"policyChanges", "deny", "prefetch", "logLevel"}
+
 // readDesired reads the desired properties of a twin, and returns what is for perceptd: all of it, or nothing. The error
-// says where what is wrong, and shows no value of it.
+// says where what is wrong, of deny first, and how much is wrong besides. It shows no value of it.
 func readDesired(text json.RawMessage) (api.DesiredProperties, error) {
 	var none, desired api.DesiredProperties
 	percept, err := perceptIn(text)
@@ -37,28 +41,45 @@ func readDesired(text json.RawMessage) (api.DesiredProperties, error) {
 	case !utf8.Valid(percept):
 		return none, &fault{"percept", "it is not UTF-8"}
 	}
-	members, err := onlyMembers(percept, "percept", "policyChanges", "deny", "prefetch", "logLevel")
+	members, twice, err := membersOf(percept, "percept")
 	if err != nil {
 		return none, err
 	}
-	var errs [4]error
-	desired.PolicyChanges, errs[0] = readList(members, "policyChanges", agent.MaxTwinChanges, readChange)
-	desired.Deny, errs[1] = readList(members, "deny", maxDeny, readDeny)
-	desired.Prefetch, errs[2] = readList(members, "prefetch", agent.MaxTwinPrefetch, readPrefetch)
-	desired.LogLevel, errs[3] = readLogLevel(members)
-	for _, err := range errs {
-		if err != nil {
-			return none, err
-		}
+	var wrong [4]faults
+	desired.Deny, wrong[0] = readList(members, "deny", maxDeny, readDeny)
+	desired.PolicyChanges, wrong[1] = readList(members, "policyChanges", agent.MaxTwinChanges, readChange)
+	desired.Prefetch, wrong[2] = readList(members, "prefetch", agent.MaxTwinPrefetch, readPrefetch)
+	if desired.LogLevel, err = readLogLevel(members); err != nil {
+		wrong[3] = faults{err}
+	}
+	keys := wrongKeys(members, twice, "percept", ownKeys...) // one of which may be another case of deny
+	if all := slices.Concat(wrong[0], keys, wrong[1], wrong[2], wrong[3]); len(all) > 0 {
+		return none, all
 	}
 	return desired, nil
+}
+
+// strayKeys returns in words which of percept's keys stand beside percept in desired properties, where they mean nothing.
+func strayKeys(text json.RawMessage) (stray []string) {
+	if len(text) > maxDesired || !json.Valid(text) {
+		return nil
+	}
+	members, _, _ := membersOf(bytes.TrimSpace(text), "desired")
+	for _, key := range slices.Sorted(maps.Keys(members)) {
+		isOwn := func(own string) bool { return strings.EqualFold(own, key) }
+		if i := slices.IndexFunc(ownKeys, isOwn); i >= 0 {
+			stray = append(stray, fmt.Sprintf("%s: it stands beside percept, where it means nothing to perceptd: "+
+				"move it to percept.%s", key, ownKeys[i]))
+		}
+	}
+	return stray
 }
 
 // soundDeny returns the deny rules in desired properties that are sound, whatever else is wrong in them: a mistake in
 // one place keeps nothing from being denied that another one denies.
 func soundDeny(text json.RawMessage) (sound []api.DenyRequest) {
-	percept, err := perceptIn(text)
-	if err != nil || percept == nil {
+	percept, _ := perceptIn(text)
+	if percept == nil {
 		return nil
 	}
 	members, _, _ := membersOf(percept, "percept")
@@ -76,7 +97,7 @@ func soundDeny(text json.RawMessage) (sound []api.DenyRequest) {
 }
 
 // perceptIn returns the value of percept in desired properties, without white space around it; nil: there is none, or it
-// is null. What else is in them is the business of others.
+// is null. The error says what is wrong, there may be a value beside it. What else is in them is the business of others.
 func perceptIn(text json.RawMessage) (json.RawMessage, error) {
 	if len(text) > maxDesired {
 		return nil, fmt.Errorf("the desired properties have %d bytes, more than %d", len(text), maxDesired)
@@ -90,16 +111,21 @@ func perceptIn(text json.RawMessage) (json.RawMessage, error) {
 	if slices.Contains(twice, percept) {
 		err = &fault{percept, "it is there twice"}
 	}
-	if value := members[percept]; err == nil && value != nil && value[0] != 'n' {
-		return value, nil
+	for _, key := range slices.Sorted(maps.Keys(members)) {
+		if err == nil && key != percept && strings.EqualFold(key, percept) {
+			err = &fault{key, "it is percept in another case, which means nothing: write percept"}
+		}
+	}
+	if value := members[percept]; value != nil && value[0] != 'n' {
+		return value, err
 	}
 	return nil, err
 }
 
-// readList reads a list of at most so many objects; nil: there is none.
+// readList reads a list of at most so many objects; nil: there is none. Of each object that is wrong it returns one fault.
 func readList[T any](
 	members map[string]json.RawMessage, key string, most int, read func(value json.RawMessage, path string) (T, error),
-) ([]T, error) {
+) (all []T, wrong faults) {
 	value, there := members[key]
 	if !there {
 		return nil, nil
@@ -107,18 +133,18 @@ func readList[T any](
 	path := "percept." + key
 	elements, err := elementsOf(value, path)
 	if err != nil {
-		return nil, err
+		return nil, faults{err}
 	}
 	if len(elements) > most {
-		return nil, &fault{path, fmt.Sprintf("it lists %d, and can list at most %d", len(elements), most)}
+		return nil, faults{&fault{path, fmt.Sprintf("it lists %d, and can list at most %d", len(elements), most)}}
 	}
-	all := make([]T, len(elements))
+	all = make([]T, len(elements))
 	for i, element := range elements {
 		if all[i], err = read(element, fmt.Sprintf("%s[%d]", path, i)); err != nil {
-			return nil, err
+			wrong = append(wrong, err)
 		}
 	}
-	return all, nil
+	return all, wrong
 }
 
 const (

@@ -107,13 +107,16 @@ func TestDesiredProperties(t *testing.T) {
 		}
 	}
 	for name, row := range documents {
-		text := `{"another":{"Percept":[1,null]},"Percept":{"deny":7},"another":1,"$version":7,"percept":` + row.percept + `}`
+		text := `{"another":{"Percept":[1,null]},"another":1,"$version":7,"percept":` + row.percept + `}`
 		expect(name, text, strings.TrimPrefix(row.says, "*"))
 	}
 	const none = "the desired properties are no JSON object"
 	for text, says := range map[string]string{
-		`{}`: "", ` {"percept" : null } `: "", `{"$version":1}`: "", `{"PERCEPT":{"deny":7}}`: "",
-		``: none, `[]`: none, `null`: none, `{"percept":{}`: none, `{"percept":{}}{}`: none, "\xff": none, "{\"a\":\"\xff\"}": "",
+		`{}`: "", ` {"percept" : null } `: "", `{"$version":1}`: "", `{"Perceptron":{"deny":7}}`: "",
+		`{"PERCEPT":{"deny":7}}`:             "PERCEPT: it is percept in another case",
+		`{"Percept":null}`:                   "Percept: it is percept in another case",
+		`{"percept":{},"perCept":{},"a":{}}`: "perCept: it is percept in another case",
+		``:                                   none, `[]`: none, `null`: none, `{"percept":{}`: none, `{"percept":{}}{}`: none, "\xff": none, "{\"a\":\"\xff\"}": "",
 		`{"percept":{},"a":1,"percept":{}}`:                                       "percept: it is there twice",
 		`{"a":"` + strings.Repeat("x", maxDesired) + `"}`:                         "the desired properties have 262152 bytes, more than 262144",
 		strings.Repeat(`{"percept":`, 20_000) + "1" + strings.Repeat("}", 20_000): none,
@@ -161,6 +164,41 @@ func TestFaultsShowNoValues(t *testing.T) {
 		_, err := readDesired(json.RawMessage(`{"percept":` + percept + `}`))
 		if err == nil || strings.Contains(err.Error(), "c2VjcmV0") || len(err.Error()) > 256 {
 			t.Errorf("%s: %v", percept, err)
+		}
+	}
+}
+
+// Of several faults the first in deny is named, since that one keeps something going, and the others are counted.
+func TestFaultsOfDenyComeFirst(t *testing.T) {
+	t.Parallel()
+	const badChange = `"policyChanges":[{"allResources":true,"effect":"revoked"}]`
+	for percept, want := range map[string]string{
+		`{` + badChange + `,"deny":[{"module":"a"},{"module":7}]}`: "percept.deny[1].module: it is a number, and must be a text; and 1 fault besides",
+		`{"logLevel":7,"prefetch":7,"unknown":7,"deny":[{"modul":"a"},{"module":"a"},{}]}`: "percept.deny[0].modul: there is no such key: it is one of module, unit, user, identity, resource, all and note; " +
+			"and 4 faults besides",
+		`{` + badChange + `,"Deny":[{"module":"a"}]}`: "percept.Deny: there is no such key: it is one of policyChanges, deny, prefetch and logLevel; and 1 fault besides",
+		`{` + badChange + `}`:                         "percept.policyChanges[0].at: it is missing: write when it happened, such as 2026-11-28T08:00:00Z",
+	} {
+		if _, err := readDesired(json.RawMessage(`{"percept":` + percept + `}`)); err == nil || err.Error() != want {
+			t.Errorf("%s: %v, want %s", percept, err, want)
+		}
+	}
+}
+
+// Keys of percept's that stand beside it are named, in every case.
+func TestStrayKeys(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string][]string{
+		`{"percept":{"deny":[]},"other":1}`: nil, `{}`: nil, `[]`: nil, `{`: nil, "": nil, ` {"denied":[]} `: nil,
+		`{"deny":[{"module":"vision"}]}`: {"deny: it stands beside percept, where it means nothing to perceptd: move it to " +
+			"percept.deny"},
+		`{"LogLevel":"debug","percept":{},"policychanges":[],"prefetch":7}`: {
+			"LogLevel: it stands beside percept, where it means nothing to perceptd: move it to percept.logLevel",
+			"policychanges: it stands beside percept, where it means nothing to perceptd: move it to percept.policyChanges",
+			"prefetch: it stands beside percept, where it means nothing to perceptd: move it to percept.prefetch"},
+	} {
+		if got := strayKeys(json.RawMessage(text)); !slices.Equal(got, want) {
+			t.Errorf("%s: %q", text, got)
 		}
 	}
 }

@@ -117,6 +117,7 @@ type desiredAck struct {
 	Version int64    `json:"version"`
 	Status  string   `json:"status"`
 	Reason  string   `json:"reason,omitempty"` // with "refused"
+	Denies  int      `json:"denies,omitempty"` // with "refused": entries of its deny that are in force all the same
 	Idle    []string `json:"idle,omitempty"`   // what of it concerns nothing that is configured here
 }
 
@@ -262,7 +263,7 @@ func (a *desiredAck) bounded() *desiredAck {
 	if a == nil {
 		return nil
 	}
-	b := desiredAck{Version: a.Version, Status: a.Status, Reason: clean(a.Reason, maxReason)}
+	b := desiredAck{Version: a.Version, Status: a.Status, Reason: clean(a.Reason, maxReason), Denies: a.Denies}
 	for _, note := range a.Idle[:min(len(a.Idle), maxIdle)] {
 		b.Idle = append(b.Idle, clean(note, maxText))
 	}

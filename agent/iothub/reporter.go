@@ -90,7 +90,7 @@ func (r *reporter) notice() {
 
 // acknowledge has reported what became of the desired properties, in one message with what else is new.
 func (r *reporter) acknowledge(of api.DesiredStatus) {
-	ack := desiredAck{Version: of.Version, Status: ackApplied, Reason: of.Refused, Idle: of.Idle}
+	ack := desiredAck{Version: of.Version, Status: ackApplied, Reason: of.Refused, Denies: of.Denies, Idle: of.Idle}
 	if of.Refused != "" {
 		ack.Status = ackRefused
 	}

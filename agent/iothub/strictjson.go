@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,6 +15,20 @@ import (
 type fault struct{ path, says string }
 
 func (f *fault) Error() string { return f.path + ": " + f.says }
+
+// faults are what is wrong in a document, what matters most first.
+type faults []error
+
+func (f faults) Error() string {
+	switch others := len(f) - 1; others {
+	case 0:
+		return f[0].Error()
+	case 1:
+		return f[0].Error() + "; and 1 fault besides"
+	default:
+		return fmt.Sprintf("%v; and %d faults besides", f[0], others)
+	}
+}
 
 // entry is an object in a list, as its members are read. err is the first thing that is wrong with it.
 type entry struct {
@@ -73,20 +88,25 @@ func onlyMembers(value json.RawMessage, path string, keys ...string) (map[string
 	if err != nil {
 		return nil, err
 	}
-	var others []string
-	for key := range all {
-		if !slices.Contains(keys, key) {
-			others = append(others, key)
-		}
-	}
-	switch last := len(keys) - 1; {
-	case len(others) > 0:
-		return nil, &fault{below(path, slices.Min(others)), fmt.Sprintf("there is no such key: it is one of %s and %s",
-			strings.Join(keys[:last], ", "), keys[last])}
-	case len(twice) > 0:
-		return nil, &fault{below(path, twice[0]), "it is there twice"}
+	if wrong := wrongKeys(all, twice, path, keys...); len(wrong) > 0 {
+		return nil, wrong[0]
 	}
 	return all, nil
+}
+
+// wrongKeys returns which members are none of these keys, and which keys are there twice.
+func wrongKeys(all map[string]json.RawMessage, twice []string, path string, keys ...string) (wrong faults) {
+	last := len(keys) - 1
+	says := fmt.Sprintf("there is no such key: it is one of %s and %s", strings.Join(keys[:last], ", "), keys[last])
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		if !slices.Contains(keys, key) {
+			wrong = append(wrong, &fault{below(path, key), says})
+		}
+	}
+	for _, key := range twice {
+		wrong = append(wrong, &fault{below(path, key), "it is there twice"})
+	}
+	return wrong
 }
 
 // membersOf returns the members of a JSON object by their keys, which are taken as they are written, in no other case.

@@ -103,6 +103,7 @@ func twinText(now time.Time, h *api.HubStatus, aside, reported bool) (text strin
 		if text, how = version+" is refused", term.Bad; !reported {
 			text += ": " + d.Refused
 		}
+		text += explain.DeniesAllTheSame(d)
 	case d.Version == 0:
 		text = "the twin has not been read yet"
 	case d.Applied == d.Version:
@@ -174,7 +175,8 @@ func examineHub(now time.Time, h *api.HubStatus, d *api.DenyStatus) (all []findi
 		all = append(all, f)
 	}
 	if twin := h.Desired; twin.Refused != "" && !d.IsHubSetAside() {
-		is := "version " + strconv.FormatInt(twin.Version, 10) + " of its desired properties is refused: " + twin.Refused
+		is := "version " + strconv.FormatInt(twin.Version, 10) + " of its desired properties is refused: " + twin.Refused +
+			explain.DeniesAllTheSame(twin)
 		if twin.Applied > 0 {
 			is += "; version " + strconv.FormatInt(twin.Applied, 10) + " stays in force"
 		}

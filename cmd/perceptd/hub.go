@@ -14,6 +14,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/explain"
 	"perceptd/agent/iothub"
 	"perceptd/agent/iothub/link"
 	"perceptd/cmd/perceptd/config"
@@ -180,8 +181,8 @@ func hubTroubles(s api.HubStatus, aside bool, why error, now time.Time) (trouble
 	}
 	if s.Desired.Refused != "" && !aside {
 		troubles = append(troubles, fmt.Sprintf(
-			"what IoT Hub sets is refused, version %d of the twin's desired properties: %s",
-			s.Desired.Version, s.Desired.Refused))
+			"what IoT Hub sets is refused, version %d of the twin's desired properties: %s%s",
+			s.Desired.Version, s.Desired.Refused, explain.DeniesAllTheSame(s.Desired)))
 	}
 	return troubles
 }

@@ -50,6 +50,12 @@ func TestHubTroubles(t *testing.T) {
 			t.Errorf("%s: %q", row.name, got)
 		}
 	}
+	denying := refused
+	denying.Denies = 2
+	if got := hubTroubles(api.HubStatus{Connected: true, Desired: denying}, false, nil, since); len(got) != 1 ||
+		!strings.HasSuffix(got[0], denying.Refused+"; 2 entries of its deny are in force all the same") {
+		t.Errorf("refused, and denying: %q", got)
+	}
 	if got := hubTroubles(api.HubStatus{Connected: true, Desired: refused}, true, nil, since); got != nil {
 		t.Errorf("set aside: %q", got)
 	}
