@@ -32,7 +32,8 @@ type desired struct {
 
 	applying sync.Mutex // one document at a time; protects what follows
 	last     *document
-	aside    bool // root had set the hub aside when last was applied
+	readOn   time.Time // when last was read
+	aside    bool      // root had set the hub aside when last was applied
 
 	denying sync.Mutex // one change of what is denied at a time; protects what follows
 	heard   int64      // the number of the latest notification
@@ -58,7 +59,7 @@ var errSetAside = errors.New("root on this device has set aside what IoT Hub say
 func (d *desired) read(doc document) {
 	d.applying.Lock()
 	defer d.applying.Unlock()
-	d.last = &doc
+	d.last, d.readOn = &doc, api.Time(d.now())
 	d.apply()
 }
 
@@ -110,9 +111,11 @@ func (d *desired) apply() {
 	}
 	_ = kept(d.agent.KeepDenyRules()) // what is acknowledged outlives a power cut
 	d.mu.Lock()
-	d.hub = doc.hub
 	before := d.status
-	d.status = api.DesiredStatus{Version: doc.version, ReadOn: api.Time(d.now()), Applied: before.Applied}
+	if d.hub != doc.hub { // what was applied of another identity's twin is no version of this one's
+		d.hub, before = doc.hub, api.DesiredStatus{}
+	}
+	d.status = api.DesiredStatus{Version: doc.version, ReadOn: d.readOn, Applied: before.Applied}
 	if err != nil {
 		d.status.Refused, d.status.Denies = err.Error(), denies
 	} else {
@@ -240,10 +243,20 @@ func (d *desired) tighten(doc document, number int64) {
 	d.changed()
 }
 
-// describe is its part of the status.
+// describe says what became of the twin that was read last.
 func (d *desired) describe() api.DesiredStatus {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.status
+}
+
+// describeOf is describe of the twin of an identity of this device; zero: another's was read last.
+func (d *desired) describeOf(hub string) api.DesiredStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hub != hub {
+		return api.DesiredStatus{}
+	}
 	return d.status
 }
 

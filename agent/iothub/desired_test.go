@@ -169,6 +169,30 @@ func TestVersionsBeginAgain(t *testing.T) {
 	})
 }
 
+// When the twin was read is not when what it said was put in force again, and what was applied of another identity's twin
+// is no version of this one's.
+func TestWhenTheTwinWasRead(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		read := w.reads(3, denyVision)
+		time.Sleep(time.Hour)
+		w.again()
+		if s := w.describe(); s.Applied != 3 || !s.ReadOn.Equal(read.ReadOn) {
+			t.Errorf("%+v, and when it was read %+v", s, read)
+		}
+		if s := w.reads(3, denyVision); !s.ReadOn.Equal(read.ReadOn.Add(time.Hour)) {
+			t.Errorf("read again: %+v", s)
+		}
+		const other = "hub.test/percept-8"
+		if s := w.describeOf(other); s.Version != 0 || !s.ReadOn.IsZero() {
+			t.Errorf("of another identity: %+v", s)
+		}
+		w.read(document{other, 7, desiredOf(`{"logLevel":"loud"}`), w.heard})
+		if s := w.describeOf(other); s.Version != 7 || s.Applied != 0 || s.Refused == "" {
+			t.Errorf("of another identity: %+v", s)
+		}
+	})
+}
+
 // hostile are values of percept, and documents, that a device may be sent.
 func hostile() map[string]json.RawMessage {
 	all := map[string]json.RawMessage{

@@ -51,6 +51,7 @@ type Hub struct {
 	mu        sync.Mutex // protects what follows
 	link      *link.Link
 	twin      *document // the last full read that is not in force yet
+	twinOf    string    // this device's identity whose twin was read last; empty: none was
 	again     bool      // the last document may come to something else by now
 	connected bool      // as it was told last
 }
@@ -100,6 +101,13 @@ func (h *Hub) connection() *link.Link {
 // identity is what the hub knows the device by, for records and the log.
 func (h *Hub) identity() string { return h.connection().Status().Identity.String() }
 
+// twinIdentity is the identity of this device whose twin was read last; empty: none was.
+func (h *Hub) twinIdentity() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.twinOf
+}
+
 func (h *Hub) sendEvent(
 	ctx context.Context, id string, body json.RawMessage, properties map[string]string,
 ) error {
@@ -119,16 +127,21 @@ func (h *Hub) takePatch(text json.RawMessage, identity link.Identity, number int
 
 // takeTwin has what the whole twin says be put in force.
 func (h *Hub) takeTwin(t link.Twin) {
+	identity := t.Identity.String()
 	h.mu.Lock()
-	h.twin = &document{t.Identity.String(), t.DesiredVersion, t.Desired, t.Asked}
+	moved := h.twinOf != "" && h.twinOf != identity
+	h.twin, h.twinOf = &document{identity, t.DesiredVersion, t.Desired, t.Asked}, identity
 	h.mu.Unlock()
+	if moved {
+		h.reporter.move()
+	}
 	h.reporter.connected(t.Reported, t.ReportedVersion)
 	poke(h.poked)
 }
 
 // desiredChanged has what became of a document be reported.
 func (h *Hub) desiredChanged() {
-	if status := h.desired.describe(); status.Version > 0 {
+	if status := h.desired.describeOf(h.twinIdentity()); status.Version > 0 {
 		h.reporter.acknowledge(status)
 	}
 	h.changed()
@@ -185,15 +198,19 @@ func (h *Hub) tellConnection() {
 	}
 }
 
-// Status returns how the device and IoT Hub are connected, and what became of what the hub says.
+// Status returns how the device and IoT Hub are connected, and what became of what the hub says, as the identity that the
+// device has there now.
 func (h *Hub) Status() api.HubStatus {
 	l := h.connection().Status()
+	identity := l.Identity.String()
 	s := api.HubStatus{
 		Hub: l.Identity.Hub, Device: l.Identity.Device, Module: l.Identity.Module, Transport: "mqtt",
 		Connected: l.Connected, Since: api.Time(l.Since), LastError: l.LastError, LastErrorOn: api.Time(l.LastErrorOn),
-		Failure: l.Failure, NextTry: api.Time(l.NextTry), Desired: h.desired.describe(),
+		Failure: l.Failure, NextTry: api.Time(l.NextTry), Desired: h.desired.describeOf(identity),
 	}
-	s.Reported, s.ReportError = h.reporter.status()
+	if h.twinIdentity() == identity {
+		s.Reported, s.ReportError = h.reporter.status()
+	}
 	if h.webSocket {
 		s.Transport = "websocket"
 	}

@@ -165,6 +165,48 @@ func TestHubPutsTheTwinInForce(t *testing.T) {
 	}
 }
 
+// What was read and reported as one device is not shown as another's, nor reported to it, while the hub is away and after.
+func TestMoveToAnotherIdentity(t *testing.T) {
+	t.Parallel()
+	j := join(t, oftenReported)
+	version := j.desire(t, `{"deny":[{"module":"vision"}]}`).Version
+	j.await(t, "a report", func(s api.HubStatus) bool { return !s.Reported.IsZero() })
+	before := j.Status()
+	text := j.hub.CreateDevice("percept-8")
+	j.hub.Stop()
+	if err := os.WriteFile(j.file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j.Reload()
+	j.await(t, "the other identity", func(s api.HubStatus) bool { return s.Device == "percept-8" })
+	j.desired.again() // as a reload does
+	if moved := j.Status(); moved.Connected || moved.Since.Before(before.Since) || moved.Desired.Version != 0 ||
+		!moved.Desired.ReadOn.IsZero() || !moved.Reported.IsZero() || moved.ReportError != "" {
+		t.Errorf("as the other identity, of whose twin nothing is known: %+v", moved)
+	}
+	if !j.isDenied(t) {
+		t.Error("what the former identity's twin denies is lifted before the new one's was read")
+	}
+	if err := j.hub.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	s := j.await(t, "the new twin", func(s api.HubStatus) bool { return s.Desired.Version > 0 && !s.Reported.IsZero() })
+	if s.Device != "percept-8" || s.Desired.Version != 1 || s.Desired.Applied != 1 || version == 1 {
+		t.Errorf("%+v", s)
+	}
+	j.awaitDenied(t, false)
+	if err := j.hub.WaitReported(j.ctx, "percept-8", func(reported map[string]any) bool {
+		percept, _ := reported["percept"].(map[string]any)
+		desired, _ := percept["desired"].(map[string]any)
+		if desired != nil && fmt.Sprint(desired["version"]) != "1" {
+			t.Errorf("it acknowledges %v", desired)
+		}
+		return desired != nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
 // A reload applies the last document again: what is configured may be other than it was.
 func TestReloadAppliesTheTwinAgain(t *testing.T) {
 	t.Parallel()

@@ -54,6 +54,7 @@ type reporter struct {
 	mu       sync.Mutex      // protects what follows
 	ack      *desiredAck     // nil: no desired properties were read yet
 	read     *readProperties // what the loop has not looked at; nil: nothing
+	moved    bool            // what the loop knows is of another identity of this device
 	reported time.Time
 	refused  string
 }
@@ -98,6 +99,14 @@ func (r *reporter) acknowledge(of api.DesiredStatus) {
 	r.ack = &ack
 	r.mu.Unlock()
 	r.notice()
+}
+
+// move says that the device has another identity at the hub: what was reported as the one before says nothing of it.
+// What the hub has is read next.
+func (r *reporter) move() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ack, r.read, r.reported, r.refused, r.moved = nil, nil, time.Time{}, "", true
 }
 
 // connected says what the hub was read to have, and in which version: after each connect, and whenever the twin was
@@ -198,9 +207,12 @@ func later(x, y time.Time) time.Time {
 // take has what was read count as what the hub has.
 func (r *reporter) take(state *reporting) {
 	r.mu.Lock()
-	read := r.read
-	r.read = nil
+	read, moved := r.read, r.moved
+	r.read, r.moved = nil, false
 	r.mu.Unlock()
+	if moved {
+		*state = reporting{limit: maxReport, soonest: state.soonest}
+	}
 	if read == nil {
 		return
 	}

@@ -77,7 +77,7 @@ type Twin struct {
 type Status struct {
 	Identity    Identity // of the last credentials that were read
 	Connected   bool
-	Since       time.Time      // connected, or not connected, since then
+	Since       time.Time      // connected, or not connected, since then, as Identity
 	LastError   string         // why it is not connected, or last was not
 	LastErrorOn time.Time      // zero: there was none
 	Failure     api.HubFailure // of LastError
@@ -203,10 +203,21 @@ func (l *Link) pause(ctx context.Context, wait time.Duration) bool {
 	return true
 }
 
+// setIdentity notes as whom it connects. How the link was as another is no news of this one.
 func (l *Link) setIdentity(identity Identity) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.status.Identity = identity
+	moved := l.status.Identity != identity
+	switch {
+	case !moved:
+	case l.status.Identity == Identity{}: // until now it was not known
+		l.status.Identity = identity
+	default:
+		l.status = Status{Identity: identity, Since: l.options.Now()}
+	}
+	l.mu.Unlock()
+	if moved {
+		l.options.Changed()
+	}
 }
 
 // twinRead notes how a read of the twin ended. The log has what is news.

@@ -387,6 +387,7 @@ func TestOtherCredentials(t *testing.T) {
 	text.Store(hub.CreateDevice("one"))
 	d.TryAgain()
 	d.connected(t)
+	first := d.Status()
 	text.Store(hub.CreateDevice("two"))
 	d.TryAgain()
 	d.wait(t, "it is the other device", func() bool { return hub.IsListening("two") && !hub.IsConnected("one") })
@@ -395,11 +396,21 @@ func TestOtherCredentials(t *testing.T) {
 		return err == nil
 	}
 	d.wait(t, "it reports as the other device", reports)
+	if s := d.Status(); !s.Connected || s.Identity.Device != "two" || !s.Since.After(first.Since) ||
+		first.LastError == "" || s.LastError != "" || !s.LastErrorOn.IsZero() || s.Failure != "" {
+		t.Errorf("as the other device it is %+v, and before %+v", s, first)
+	}
 	before := hub.Counters("two").Connects
 	d.TryAgain()
 	d.wait(t, "it reports", reports)
 	if after := hub.Counters("two").Connects; after != before {
 		t.Error("it connects anew though the credentials are the same")
+	}
+	text.Store(strings.ReplaceAll(hub.CreateDevice("three"), "SharedAccessKey=", "SharedAccessKey=AAAA"))
+	d.TryAgain()
+	d.failed(t, api.HubFailureRefused, "")
+	if last, s := d.Status().Since, d.Status(); s.Identity.Device != "three" || !last.After(first.Since) {
+		t.Errorf("as a device that is refused it is %+v", s)
 	}
 	for _, entry := range d.logs.All() {
 		if line := fmt.Sprint(entry.Message, entry.ContextMap()); strings.Contains(line, "canary") ||
