@@ -219,10 +219,10 @@ func (a *Agent) HeedHub(by string) error {
 	return err
 }
 
-// ForgetLostDenyRules ends that nothing is handed out since the record of deny rules is lost, or cannot be read now. What
-// was on a lost record denies nothing any more; one that can be read later is in force then. Where a twin took the place
-// of a lost record, it ends that the status says so. Its callers see to it that
-// root asks for it. The error is an *Error with CodeNotKept: it is done all the same.
+// ForgetLostDenyRules ends that nothing is handed out since the record of deny rules is lost, or cannot be read now.
+// What was on a lost record denies nothing any more; one that can be read later is in force then. Where a twin took the
+// place of a lost record, it ends that the status says so. Its callers see to it that root asks for it. The error is an
+// *Error with CodeNotKept: it is done all the same.
 func (a *Agent) ForgetLostDenyRules(by string) error {
 	var before deny.Record
 	err := a.changeDenyRules("tokens are handed out again", func(record deny.Record) (deny.Record, error) {

@@ -87,7 +87,7 @@ const (
 	MessageDenyRulesLost      = "5e93a17c8bd24f06a1c7f4802d6e9b3a" // it is lost, or cannot be read now
 	MessageDenyRulesRead      = "0b7f2e4d9a8c46f1b35d60e2c91a784f" // it was read after all
 	MessageDenyRulesForgotten = "94c6d02fb1e74a3f8e5a27d1630bc9e8" // root gave up what was on it
-	MessageDenyRulesMissing   = "1d7be4a05f3c4c62a90e8b61d2f57c34" // the twin took its place, and others' rules are gone
+	MessageDenyRulesMissing   = "1d7be4a05f3c4c62a90e8b61d2f57c34" // the twin took its place: others' rules are gone
 )
 
 // open takes over what was kept.

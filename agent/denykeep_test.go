@@ -210,8 +210,8 @@ func TestLostDenyRules(t *testing.T) {
 	}
 }
 
-// Where a twin takes the place of a lost record, the device says that others' rules may be gone, and of which file, over
-// restarts and further reads of the twin, until root ends it.
+// Where a twin takes the place of a lost record, the device says that others' rules may be gone, and of which file,
+// over restarts and further reads of the twin, until root ends it.
 func TestTwinLeavesRulesMissing(t *testing.T) {
 	t.Parallel()
 	for _, late := range []bool{false, true} { // it is found lost only after the twin was read

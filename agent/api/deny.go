@@ -11,7 +11,7 @@ import (
 const (
 	PathDeny     = "/v1/deny"      // GET lists deny rules, POST adds one, DELETE ?id= lifts one
 	PathDenyHub  = "/v1/deny/hub"  // DELETE sets aside what IoT Hub denies, POST heeds it again
-	PathDenyLost = "/v1/deny/lost" // DELETE ends what a lost record causes: that everything is denied, or that it is shown
+	PathDenyLost = "/v1/deny/lost" // DELETE ends what a lost record causes: denying all, or being shown
 )
 
 const (
@@ -79,8 +79,8 @@ type DenyStatus struct {
 
 	// Lost is why the record of deny rules is not known: then every request is refused. Empty: it is known.
 	Lost string `json:"lost,omitempty"`
-	// Missing says which rules are gone since the twin took the place of a lost record, until root has acknowledged that
-	// (PathDenyLost). Tokens are handed out. Empty: none are.
+	// Missing says which rules are gone since the twin took the place of a lost record, until root has acknowledged
+	// that (PathDenyLost). Tokens are handed out. Empty: none are.
 	Missing string `json:"missing,omitempty"`
 	// Mend is what ends Lost or Missing, in a sentence.
 	Mend string `json:"mend,omitempty"`

@@ -32,8 +32,8 @@ type Record struct {
 	// LostOn is since when Lost is so.
 	LostOn time.Time `json:"lost_on,omitzero"`
 
-	// Missing says that rules are missing since a hub's twin took the place of a lost record; nil: none are, or root has
-	// ended it.
+	// Missing says that rules are missing since a hub's twin took the place of a lost record; nil: none are, or root
+	// has ended it.
 	Missing *Missing `json:"missing,omitempty"`
 }
 
@@ -174,8 +174,8 @@ func (r Record) Tighten(from HubSide, wanted []Wanted, now time.Time) Record {
 }
 
 // Replace returns r with what the twin of a hub denies in the place of what it denied before. It ends a loss, unless
-// root has set the hub aside, and notes what is missing then. Where this device has another identity at the hub than before, what was set there is
-// lifted, and no longer set aside. The error is ErrTooMany.
+// root has set the hub aside, and notes what is missing then. Where this device has another identity at the hub than
+// before, what was set there is lifted, and no longer set aside. The error is ErrTooMany.
 func (r Record) Replace(from HubSide, wanted []Wanted, now time.Time) (Record, error) {
 	if len(wanted) > MaxRules {
 		return r, ErrTooMany

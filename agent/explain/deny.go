@@ -121,8 +121,8 @@ func (s Times) DenyText(now time.Time, rule api.DenyRule) string {
 	return text
 }
 
-// DeniesAllTheSame says how many deny entries of a refused version of the twin are in force, as a clause with "; " before
-// it, or "".
+// DeniesAllTheSame says how many deny entries of a refused version of the twin are in force, as a clause behind "; ",
+// or "".
 func DeniesAllTheSame(d api.DesiredStatus) string {
 	switch {
 	case d.Refused == "" || d.Denies == 0:

@@ -127,8 +127,8 @@ func (d *desired) apply() {
 	d.changed()
 }
 
-// denyOnly denies what a document denies, of which nothing else is put in force since it is wrong: that is meant to stop
-// something. It returns how many of its entries are in force so.
+// denyOnly denies what a document denies, of which nothing else is put in force since it is wrong: that is meant to
+// stop something. It returns how many of its entries are in force so.
 func (d *desired) denyOnly(doc document, entries []api.DenyRequest) (inForce int) {
 	_ = d.agent.TightenTwinDeny(doc.hub, entries, doc.version) // of too many, those that there is room for deny
 	rules := d.agent.DenyStatus()

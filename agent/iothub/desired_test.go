@@ -169,8 +169,8 @@ func TestVersionsBeginAgain(t *testing.T) {
 	})
 }
 
-// When the twin was read is not when what it said was put in force again, and what was applied of another identity's twin
-// is no version of this one's.
+// When the twin was read is not when what it said was put in force again, and what was applied of another identity's
+// twin is no version of this one's.
 func TestWhenTheTwinWasRead(t *testing.T) {
 	twin(t, func(t *testing.T, w twinned) {
 		read := w.reads(3, denyVision)
@@ -304,13 +304,16 @@ func TestRefusedDocumentsThatDeny(t *testing.T) {
 // What stands beside percept by mistake is acknowledged as a note, and percept in another case is refused.
 func TestKeysInTheWrongPlace(t *testing.T) {
 	twin(t, func(t *testing.T, w twinned) {
-		w.read(document{twinnedHub, 1, json.RawMessage(`{"deny":[{"module":"vision"}],"percept":{"deny":[{"module":"none"}]}}`), w.heard})
-		if s := w.describe(); s.Applied != 1 || len(s.Idle) != 2 || !strings.HasPrefix(s.Idle[0], "deny: it stands beside percept") ||
+		text := json.RawMessage(`{"deny":[{"module":"vision"}],"percept":{"deny":[{"module":"none"}]}}`)
+		w.read(document{twinnedHub, 1, text, w.heard})
+		if s := w.describe(); s.Applied != 1 || len(s.Idle) != 2 ||
+			!strings.HasPrefix(s.Idle[0], "deny: it stands beside percept") ||
 			!strings.HasPrefix(s.Idle[1], "percept.deny[0]: ") {
 			t.Errorf("%+v", s)
 		}
 		w.expect(t, "beside percept", false)
-		w.read(document{twinnedHub, 2, json.RawMessage(`{"Percept":{"deny":[{"module":"log"}]},"percept":{"deny":[{"module":"vision"}]}}`), w.heard})
+		text = json.RawMessage(`{"Percept":{"deny":[{"module":"log"}]},"percept":{"deny":[{"module":"vision"}]}}`)
+		w.read(document{twinnedHub, 2, text, w.heard})
 		if s := w.describe(); s.Applied != 1 || !strings.HasPrefix(s.Refused, "Percept: ") || s.Denies != 1 {
 			t.Errorf("%+v", s)
 		}

@@ -59,7 +59,8 @@ func readDesired(text json.RawMessage) (api.DesiredProperties, error) {
 	return desired, nil
 }
 
-// strayKeys returns in words which of percept's keys stand beside percept in desired properties, where they mean nothing.
+// strayKeys returns in words which of percept's keys stand beside percept in desired properties, where they mean
+// nothing.
 func strayKeys(text json.RawMessage) (stray []string) {
 	if len(text) > maxDesired || !json.Valid(text) {
 		return nil
@@ -96,8 +97,9 @@ func soundDeny(text json.RawMessage) (sound []api.DenyRequest) {
 	return sound
 }
 
-// perceptIn returns the value of percept in desired properties, without white space around it; nil: there is none, or it
-// is null. The error says what is wrong, there may be a value beside it. What else is in them is the business of others.
+// perceptIn returns the value of percept in desired properties, without white space around it; nil: there is none, or
+// it is null. The error says what is wrong, there may be a value beside it. What else is in them is the business of
+// others.
 func perceptIn(text json.RawMessage) (json.RawMessage, error) {
 	if len(text) > maxDesired {
 		return nil, fmt.Errorf("the desired properties have %d bytes, more than %d", len(text), maxDesired)
@@ -122,7 +124,8 @@ func perceptIn(text json.RawMessage) (json.RawMessage, error) {
 	return nil, err
 }
 
-// readList reads a list of at most so many objects; nil: there is none. Of each object that is wrong it returns one fault.
+// readList reads a list of at most so many objects; nil: there is none. Of each object that is wrong it returns one
+// fault.
 func readList[T any](
 	members map[string]json.RawMessage, key string, most int, read func(value json.RawMessage, path string) (T, error),
 ) (all []T, wrong faults) {

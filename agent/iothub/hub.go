@@ -198,8 +198,8 @@ func (h *Hub) tellConnection() {
 	}
 }
 
-// Status returns how the device and IoT Hub are connected, and what became of what the hub says, as the identity that the
-// device has there now.
+// Status returns how the device and IoT Hub are connected, and what became of what the hub says, as the identity that
+// the device has there now.
 func (h *Hub) Status() api.HubStatus {
 	l := h.connection().Status()
 	identity := l.Identity.String()

@@ -165,7 +165,8 @@ func TestHubPutsTheTwinInForce(t *testing.T) {
 	}
 }
 
-// What was read and reported as one device is not shown as another's, nor reported to it, while the hub is away and after.
+// What was read and reported as one device is not shown as another's, nor reported to it, while the hub is away and
+// after.
 func TestMoveToAnotherIdentity(t *testing.T) {
 	t.Parallel()
 	j := join(t, oftenReported)

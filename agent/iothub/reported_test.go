@@ -40,7 +40,8 @@ func TestSteadyText(t *testing.T) {
 	}
 }
 
-// That rules are gone with a lost record is a scalar for queries, and in words beside the rules, until root has ended it.
+// That rules are gone with a lost record is a scalar for queries, and in words beside the rules, until root has ended
+// it.
 func TestMissingRulesAreReported(t *testing.T) {
 	t.Parallel()
 	gone := &api.DenyStatus{Missing: "rules of this device may be gone"}

@@ -128,8 +128,8 @@ func (s screen) denyRules(now time.Time, d api.DenyStatus) string {
 	return text
 }
 
-// denyRecord says that the record of deny rules is lost, or which rules are gone with one, and that what IoT Hub denies is
-// set aside; or "".
+// denyRecord says that the record of deny rules is lost, or which rules are gone with one, and that what IoT Hub denies
+// is set aside; or "".
 func (s screen) denyRecord(now time.Time, d api.DenyStatus) string {
 	text := ""
 	if d.IsLost() {

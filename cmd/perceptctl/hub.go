@@ -175,8 +175,8 @@ func examineHub(now time.Time, h *api.HubStatus, d *api.DenyStatus) (all []findi
 		all = append(all, f)
 	}
 	if twin := h.Desired; twin.Refused != "" && !d.IsHubSetAside() {
-		is := "version " + strconv.FormatInt(twin.Version, 10) + " of its desired properties is refused: " + twin.Refused +
-			explain.DeniesAllTheSame(twin)
+		is := "version " + strconv.FormatInt(twin.Version, 10) + " of its desired properties is refused: " +
+			twin.Refused + explain.DeniesAllTheSame(twin)
 		if twin.Applied > 0 {
 			is += "; version " + strconv.FormatInt(twin.Applied, 10) + " stays in force"
 		}

@@ -96,13 +96,15 @@ func TestLostRecordAndTheHub(t *testing.T) {
 	}
 }
 
-// TestRefusedTwinThatDenies shows that status and doctor say of a refused twin that what is right in its deny is in force.
+// TestRefusedTwinThatDenies shows that status and doctor say of a refused twin that what is right in its deny is in
+// force.
 func TestRefusedTwinThatDenies(t *testing.T) {
 	t.Parallel()
 	h := api.HubStatus{Connected: true, Desired: api.DesiredStatus{Version: 17, Applied: 16, Refused: "why", Denies: 2}}
 	const said = "; 2 entries of its deny are in force all the same; version 16 stays in force"
 	text, _ := twinText(noon, &h, false, true)
-	if all := examineHub(noon, &h, nil); !strings.Contains(all[1].Is, "why"+said) || !strings.Contains(text, "refused"+said) {
+	all := examineHub(noon, &h, nil)
+	if !strings.Contains(all[1].Is, "why"+said) || !strings.Contains(text, "refused"+said) {
 		t.Errorf("%q, %+v", text, all)
 	}
 	h.Desired.Denies = 1
@@ -111,8 +113,8 @@ func TestRefusedTwinThatDenies(t *testing.T) {
 	}
 }
 
-// TestMissingRulesAreSaid shows that doctor has rules that are gone with a lost record as a fault, once, and that status
-// has them once, with what ends that.
+// TestMissingRulesAreSaid shows that doctor has rules that are gone with a lost record as a fault, once, and that
+// status has them once, with what ends that.
 func TestMissingRulesAreSaid(t *testing.T) {
 	t.Parallel()
 	d := &api.DenyStatus{Missing: "rules of this device may be gone: FILE", Mend: "perceptctl deny forget-lost"}
