@@ -162,6 +162,7 @@ type WatchEvent struct {
 	Permissions Permissions `json:"permissions"`
 	Now         time.Time   `json:"now"`              // when the event was sent
 	Detail      string      `json:"detail,omitempty"` // with "ended": why
+	Code        Code        `json:"code,omitempty"`   // with "ended": that of a request which is refused so
 }
 
 // Names of the events on /v1/watch.

@@ -113,6 +113,7 @@ func (w *watcher) run(info api.WatchEvent, changed <-chan struct{}) {
 		}
 		var err error
 		if info, changed, err = w.agent.Peek(w.caller, w.request); err != nil {
+			sent.Code = endCode(err)
 			w.end(sent, whyEnded(err))
 			return
 		}
@@ -154,6 +155,15 @@ func whyEnded(err error) string {
 		return why.Detail
 	}
 	return internalError().detail
+}
+
+// endCode is the code of why a watch ends; empty where the daemon is going down.
+func endCode(err error) api.Code {
+	var why *agent.Error
+	if errors.As(err, &why) && !why.Stopping {
+		return why.Code
+	}
+	return ""
 }
 
 // eventName returns the name of the event that leads from the state that was sent last, the zero one at first, to the

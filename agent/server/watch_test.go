@@ -483,7 +483,16 @@ func TestWhyEnded(t *testing.T) {
 	if got := whyEnded(errors.New(canary)); strings.Contains(got, "canary") || got == "" {
 		t.Errorf("a fault is told: %q", got)
 	}
-	if got := whyEnded(&agent.Error{Code: api.CodeUnreachable, Stopping: true}); got != stoppingDetail {
+	stopping := &agent.Error{Code: api.CodeUnreachable, Stopping: true}
+	if got := whyEnded(stopping); got != stoppingDetail {
 		t.Errorf("%q", got)
+	}
+	for _, row := range []struct {
+		err  error
+		want api.Code
+	}{{stopping, ""}, {errors.New(canary), ""}, {&agent.Error{Code: api.CodeDenied, Detail: "a rule"}, api.CodeDenied}} {
+		if got := endCode(row.err); got != row.want {
+			t.Errorf("%v: code %q, want %q", row.err, got, row.want)
+		}
 	}
 }

@@ -29,8 +29,8 @@ and at each change, until Ctrl-C:
   expired      there is no valid token any more
   ended        the grant is gone or perceptd goes down: the watch is over
 
-No token text is shown. The exit status is 0 once you end it with Ctrl-C. --timeout
-bounds the wait for the first line.`,
+No token text is shown. The exit status is 0 once you end it with Ctrl-C, and 4
+where the token is denied meanwhile. --timeout bounds the wait for the first line.`,
 		Example:           `  perceptctl watch https://vault.azure.net --identity vision`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.fromStatus(cachedResources),
@@ -72,6 +72,10 @@ func (a *app) watchToken(ctx context.Context, request client.WatchRequest, asJSO
 			return err
 		}
 		if event.Name == api.EventEnded {
+			switch event.Code {
+			case api.CodeDenied, api.CodeNotGranted, api.CodeRevoked:
+				return deniedError(event.Code, "the watch is over, since the token is denied: "+event.Detail)
+			}
 			return &hintedError{errors.New("perceptd ended the watch"), "systemctl status perceptd tells how it is"}
 		}
 	}
