@@ -196,7 +196,7 @@ func (s screen) denied(rule api.DenyAnswer, tokens []api.TokenStatus, granted []
 	}
 	held, last := 0, time.Time{}
 	for _, token := range tokens {
-		if token.ExpiresIn > 0 && explain.Covers(rule.DenyTarget, token.Identity, token.Resource) {
+		if rule.Idle == "" && token.ExpiresIn > 0 && explain.Covers(rule.DenyTarget, token.Identity, token.Resource) {
 			held, last = held+1, latest(last, token.ExpiresOn)
 		}
 	}
@@ -367,7 +367,7 @@ there. It lasts over reboots, until perceptctl deny heed-hub.`,
 		case (len(ids) > 0) == fromHub:
 			return &usageError{errors.New("the IDs of deny rules or --from-hub, one of the two")}
 		case fromHub:
-			return a.setHub(ctx, a.client.SetHubAside, screen.hubSetAside, asJSON)
+			return a.setHub(ctx, a.client.SetHubAside, screen.hubSetAside, aside, asJSON)
 		}
 		return a.lift(ctx, ids, asJSON)
 	})
@@ -435,12 +435,39 @@ func (s screen) stillDenied(rules []api.DenyRule) string {
 		term.Warning)
 }
 
-// setHub has perceptd do something that is for root, and shows what holds then.
+// These say that there is nothing to do for a verb of setHub, or "".
+
+func aside(d api.DenyStatus) string {
+	if !d.IsHubSetAside() {
+		return ""
+	}
+	return "what IoT Hub sets was set aside already"
+}
+
+func heeded(d api.DenyStatus) string {
+	if d.IsHubSetAside() {
+		return ""
+	}
+	return "what IoT Hub sets was not set aside"
+}
+
+func notLost(d api.DenyStatus) string {
+	if d.IsLost() {
+		return ""
+	}
+	return "the record of deny rules was not lost"
+}
+
+// setHub has perceptd do something that is for root, and shows what holds then, or that there was nothing to do.
 func (a *app) setHub(ctx context.Context, do func(context.Context) (api.DenyRules, error),
-	show func(screen, api.DenyRules) string, asJSON bool) error {
+	show func(screen, api.DenyRules) string, idle func(api.DenyStatus) string, asJSON bool) error {
 	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
-	answer, err := do(ctx)
+	nothing := ""
+	if before, err := a.client.DenyRules(ctx); err == nil {
+		nothing = idle(before.DenyStatus)
+	}
+	answer, err := do(ctx) // all the same: who may not do it is to be told so
 	warned := notKept(err)
 	if err != nil && warned == "" {
 		return err
@@ -449,7 +476,13 @@ func (a *app) setHub(ctx context.Context, do func(context.Context) (api.DenyRule
 		return a.jsonWithWarning(answer, warned)
 	}
 	s := a.screen(a.stdout)
-	if err := a.print(s.notKept(warned) + show(s, answer)); err != nil {
+	text := s.notKept(warned)
+	if nothing != "" {
+		text += s.Paragraph("", "nothing to do: "+nothing, term.Plain)
+	} else {
+		text += show(s, answer)
+	}
+	if err := a.print(text); err != nil {
 		return err
 	}
 	return troubleIf(warned != "")
@@ -479,7 +512,7 @@ func (a *app) heedHubCommand() *cobra.Command {
 and what its twin says now follows when the hub has answered. It is for root.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error {
-			return a.setHub(ctx, a.client.HeedHub, screen.hubHeeded, asJSON)
+			return a.setHub(ctx, a.client.HeedHub, screen.hubHeeded, heeded, asJSON)
 		}),
 	}
 	command.Flags().BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
@@ -511,7 +544,7 @@ Where the twin has ended it, rules that were set on this device or by direct met
 may be gone: perceptctl status says so until this is run. It is for root.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error {
-			return a.setHub(ctx, a.client.ForgetLostDenyRules, screen.lostForgotten, asJSON)
+			return a.setHub(ctx, a.client.ForgetLostDenyRules, screen.lostForgotten, notLost, asJSON)
 		}),
 	}
 	command.Flags().BoolVar(&asJSON, "json", false, "print perceptd's whole answer")

@@ -81,6 +81,8 @@ func nextTry(now time.Time, h *api.HubStatus) string {
 		return ""
 	case h.NextTry.After(now):
 		return "; next try in " + explain.Duration(h.NextTry.Sub(now))
+	case h.NextTry.IsZero() && h.Failure == api.HubFailureCredentials:
+		return "" // no try may be made before a person has mended something
 	}
 	return "; it is being tried now"
 }

@@ -50,7 +50,7 @@ func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string 
 			s.Paragraph("", "when permissions were changed in Azure: perceptctl policy-changed RESOURCE --effect "+
 				"granted|revoked|changed", term.Faint)
 	}
-	columns := []term.Column{{Title: "ID", Shrinks: true}, {Title: "WHEN"}, {Title: "EFFECT"},
+	columns := []term.Column{{Title: "ID"}, {Title: "WHEN"}, {Title: "EFFECT"},
 		{Title: "IDENTITY", Shrinks: true}, {Title: "RESOURCE", Shrinks: true},
 		{Title: "WAITING"}, {Title: "ENDS IN"}}
 	rows := make([]term.Row, len(changes))

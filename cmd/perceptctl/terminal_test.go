@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/api"
+	"perceptd/cmd/perceptctl/term"
 )
 
 // terminal opens a pseudo-terminal of that width: what is written to tty is read from master.
@@ -170,4 +171,17 @@ func TestTokenOnATerminalIsWarnedOf(t *testing.T) {
 	if want := "careful: this is a secret for the next 11h 52m; --short shows less\n"; stderr != want {
 		t.Errorf("remark %q, want %q", stderr, want)
 	}
+}
+
+// TestPolicyChangesShowWholeIDs shows that the IDs that withdraw takes are not cut, those of a twin neither.
+func TestPolicyChangesShowWholeIDs(t *testing.T) {
+	t.Parallel()
+	const id = "twin-d6e0c5bb9d1e1754"
+	text := screen{Screen: term.Screen{Width: 80}, zone: time.UTC}.policyChanges(noon, []api.PolicyChange{{ID: id, At: noon,
+		Resource: "https://a-vault-with-a-long-name.vault.azure.net", Identity: "an-identity-with-a-long-name",
+		Effect: api.EffectGranted, EndsOn: noon.Add(time.Hour)}})
+	if !strings.Contains(text, id) {
+		t.Error(text)
+	}
+	checkWidth(t, text, 80, false)
 }
