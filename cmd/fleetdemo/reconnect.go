@@ -51,6 +51,6 @@ func (r reconnect) picture(columns int) string {
 		text += fmt.Sprintf("  %8s  %-*s %d\n", seconds(r.cap*time.Duration(i)/parts), columns, bar, n)
 	}
 	perSecond := func(n float64) float64 { return n / (r.cap / parts).Seconds() }
-	return text + fmt.Sprintf("  peak %d in a sixth of the cap (%.0f a second), mean %.1f (%.0f a second): "+
-		"%.2f times the mean\n", r.peak(), perSecond(float64(r.peak())), r.mean(), perSecond(r.mean()), r.ratio())
+	return text + fmt.Sprintf("  peak %d in a sixth of the cap (%.0f a second), mean %.1f (%.0f a second)\n"+
+		"  the peak is %.2f times the mean\n", r.peak(), perSecond(float64(r.peak())), r.mean(), perSecond(r.mean()), r.ratio())
 }

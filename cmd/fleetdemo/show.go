@@ -93,7 +93,7 @@ var connected = goal{"connected", func(m *member) bool { return m.hub.Status().C
 
 // policyChange has a policy change spread to all devices, and shows how.
 func (s *show) policyChange(ctx context.Context) (spread, error) {
-	s.say("one policy change goes to all of them, by one automatic configuration of their twins")
+	s.say("one policy change goes to all of them, by one automatic configuration")
 	const note = "from the fleet's twin"
 	begun := time.Now()
 	if err := s.configure(ctx, "changes", "policyChanges", []map[string]any{{
@@ -154,7 +154,7 @@ func (s *show) reconnection(ctx context.Context) (reconnect, error) {
 
 // outage ends the hub for a while, and shows how the devices come back.
 func (s *show) outage(ctx context.Context) (reconnect, error) {
-	s.say("the hub is gone, for longer than the devices wait twice: they wait for %v at most", s.cap)
+	s.say("the hub is gone, for longer than twice the longest wait of a device, %v", s.cap)
 	s.hub.Stop()
 	wait(ctx, 2*s.cap+s.cap/4)
 	s.check(s.count(connected.is) == 0, "no device is connected")
@@ -177,8 +177,8 @@ func (s *show) outage(ctx context.Context) (reconnect, error) {
 func (s *show) cost() {
 	s.say("what this was for the hub")
 	sum := s.traffic()
-	fmt.Fprintf(s.out, "  connections %d, twin reads %d, reported patches %d (%d KB), desired notifications %d (%d "+
-		"KB)\n", sum.Connects, sum.TwinReads.Messages, sum.Reported.Messages, sum.Reported.Bytes>>10,
+	fmt.Fprintf(s.out, "  connections %d, twin reads %d\n  reported patches %d (%d KB), desired notifications "+
+		"%d (%d KB)\n", sum.Connects, sum.TwinReads.Messages, sum.Reported.Messages, sum.Reported.Bytes>>10,
 		sum.Notifications.Messages, sum.Notifications.Bytes>>10)
 	fmt.Fprintf(s.out, "  %d KB came from the devices and %d KB went to them, TLS included\n", sum.BytesIn>>10,
 		sum.BytesOut>>10)

@@ -51,9 +51,9 @@ func (s spread) whole() bool {
 
 // table says when the first, half, 95 % and the last of the devices reached each milestone.
 func (s spread) table() string {
-	text := fmt.Sprintf("  %-26s %9s %9s %9s %9s %9s\n", "", "devices", "first", "half", "95 %", "last")
+	text := fmt.Sprintf("  %-13s %9s %9s %9s %9s %9s\n", "", "devices", "first", "half", "95 %", "last")
 	for _, m := range s.milestones {
-		text += fmt.Sprintf("  %-26s %9d", m.name, len(m.reached))
+		text += fmt.Sprintf("  %-13s %9d", m.name, len(m.reached))
 		for _, part := range []float64{0, 0.5, 0.95, 1} {
 			cell := "-"
 			if at, ok := m.share(part, s.devices); ok {
@@ -96,8 +96,8 @@ func (s spread) picture(columns int) string {
 			}
 			line[i] = levels[height]
 		}
-		text += fmt.Sprintf("  %-26s %s\n", m.name, string(line))
+		text += fmt.Sprintf("  %-13s %s\n", m.name, string(line))
 	}
 	end := seconds(last)
-	return text + fmt.Sprintf("  %-26s 0%s%s\n", "", strings.Repeat(" ", max(1, columns-1-len(end))), end)
+	return text + fmt.Sprintf("  %-13s 0%s%s\n", "", strings.Repeat(" ", max(1, columns-1-len(end))), end)
 }

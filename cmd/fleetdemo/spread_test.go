@@ -24,18 +24,18 @@ func TestSpread(t *testing.T) {
 		{"acknowledged", []time.Duration{8 * time.Second, 6 * time.Second}},
 		{"current", nil},
 	}}
-	const table = `                               devices     first      half      95 %      last
-  on record                          4    1.00 s    2.00 s    4.00 s    4.00 s
-  acknowledged                       2    6.00 s    8.00 s         -         -
-  current                            0         -         -         -         -
+	const table = `                  devices     first      half      95 %      last
+  on record             4    1.00 s    2.00 s    4.00 s    4.00 s
+  acknowledged          2    6.00 s    8.00 s         -         -
+  current               0         -         -         -         -
 `
 	if got := s.table(); got != table {
 		t.Errorf("got\n%s\nwant\n%s", got, table)
 	}
-	const picture = `  on record                  ▂▄▆█████
-  acknowledged                    ▂▂▄
-  current                            ` + `
-                             0 8.00 s
+	const picture = `  on record     ▂▄▆█████
+  acknowledged       ▂▂▄
+  current               ` + `
+                0 8.00 s
 `
 	if got := s.picture(8); got != picture {
 		t.Errorf("got\n%s\nwant\n%s", got, picture)
@@ -61,6 +61,21 @@ func TestReconnect(t *testing.T) {
 	if strings.Count(text, "██████████ 20\n") != parts || !strings.Contains(text, "1.00 times the mean") ||
 		!utf8.ValidString(text) {
 		t.Errorf("got\n%s", text)
+	}
+}
+
+// What is shown of a large fleet has room within 80 columns.
+func TestWidth(t *testing.T) {
+	t.Parallel()
+	const devices, cap = 100_000, 100 * time.Second
+	reached := evenly(devices, cap)
+	s := spread{devices: devices, milestones: []milestone{{"on record", reached}, {"acknowledged", reached},
+		{"in the token", reached}}}
+	r := reconnectOf(reached, devices, cap)
+	for line := range strings.Lines(s.table() + s.picture(columns) + r.picture(columns/2)) {
+		if width := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); width > 80 {
+			t.Errorf("%d columns: %s", width, line)
+		}
 	}
 }
 
