@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 )
@@ -30,6 +32,21 @@ func Decode[T any](text []byte) (value T, err error) {
 		return none, errors.New("something comes after the JSON object")
 	}
 	return value, nil
+}
+
+// CheckFilled returns an error that names a field of a JSON object that is there and empty, as in what a script wrote
+// whose variable is not set: it was to narrow something down, and would stand for all. Empty are "", null, and what
+// alsoEmpty has. A note may be empty.
+func CheckFilled(text []byte, alsoEmpty ...any) error {
+	var fields map[string]any
+	_ = json.Unmarshal(text, &fields) // Decode says what is wrong with it
+	empty := append([]any{"", nil}, alsoEmpty...)
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		if !strings.EqualFold(name, "note") && slices.Contains(empty, fields[name]) {
+			return fmt.Errorf("its %s is empty: write what it is to be, or leave it out", name)
+		}
+	}
+	return nil
 }
 
 // explainJSON says what a JSON error means to the author of the JSON.

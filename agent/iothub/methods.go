@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -192,9 +190,12 @@ func badPayload(err error) error {
 	return &agent.Error{Code: api.CodeBadRequest, Detail: "the payload is not what this method takes: " + err.Error()}
 }
 
-// readPayload reads a payload strictly.
+// readPayload reads a payload strictly: what is left out has a meaning, and what is empty is refused.
 func readPayload[T any](c *methodCall) (T, error) {
 	value, err := api.Decode[T](c.payload)
+	if err == nil {
+		err = api.CheckFilled(c.payload)
+	}
 	if err != nil {
 		return value, badPayload(err)
 	}
@@ -295,27 +296,14 @@ func (m *methods) refresh(ctx context.Context, c *methodCall) (any, error) {
 	return answer, err
 }
 
-// emptyField returns the name of a field of a payload that is there, and says nothing; empty: there is none. A note may
-// be empty.
-func emptyField(payload []byte) string {
-	var fields map[string]any
-	_ = json.Unmarshal(payload, &fields) // it was read before
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		if value := fields[name]; name != "note" && (value == nil || value == "" || value == false) {
-			return name
-		}
-	}
-	return ""
-}
-
 // deny adds a rule, lifts one, or lists them. A rule acts before there is an answer.
 func (m *methods) deny(_ context.Context, c *methodCall) (any, error) {
 	r, err := readPayload[api.DenyMethodRequest](c)
 	if err != nil {
 		return nil, err
 	}
-	if name := emptyField(c.payload); name != "" { // as of a script whose variable is empty: it meant to deny something
-		return nil, badPayload(fmt.Errorf("its %s is empty: write what it is to be, or leave it out", name))
+	if err := api.CheckFilled(c.payload, false); err != nil {
+		return nil, badPayload(err)
 	}
 	var rule api.DenyRule
 	switch {

@@ -150,6 +150,13 @@ func TestMethodPayloadsAreStrict(t *testing.T) {
 			{api.MethodPolicyChanged, ``, "names a resource"},
 			{api.MethodPolicyChanged, `{"effect":"granted","all_resources":true,"at":"yesterday"}`, "a time in it"},
 			{api.MethodRefresh, `{"identity":["vision"]}`, `field "identity" is a array`},
+			{api.MethodRefresh, `{"identity":""}`, "its identity is empty"},
+			{api.MethodRefresh, `{"identity":"vision","Resource":null}`, "its Resource is empty"},
+			{api.MethodExplain, `{"resource":"vault.azure.net","identity":""}`, "its identity is empty"},
+			{api.MethodPolicyChanged, `{"resource":"vault.azure.net","identity":"","effect":"revoked"}`,
+				"its identity is empty"},
+			{api.MethodPolicyChanged, `{"all_resources":true,"effect":"revoked","at":null}`, "its at is empty"},
+			{api.MethodPolicyChanged, `{"resource":"vault.azure.net","effect":""}`, "its effect is empty"},
 		} {
 			a.refusal(t, row.name, row.payload, 400, api.CodeBadRequest, row.says)
 		}
@@ -251,7 +258,7 @@ func TestRefreshMethod(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, a afar) {
 		before := a.source.Count()
-		status, text := a.ask(t, api.MethodRefresh, `{"identity":"vision"}`)
+		status, text := a.ask(t, api.MethodRefresh, `{"identity":"vision","now":false}`)
 		if status != 200 || strings.Count(text, `"identity":"vision"`) != 2 || a.source.Count() != before+2 {
 			t.Errorf("%d %s", status, text)
 		}

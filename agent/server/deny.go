@@ -21,9 +21,16 @@ func (s *Server) denyRulesNow() api.DenyRules {
 
 // deny answers POST /v1/deny.
 func (s *Server) deny(req *request) *apiError {
-	body, e := readBody[api.DenyRequest](req)
+	text, e := readText(req)
 	if e != nil {
 		return e
+	}
+	body, e := decodeBody[api.DenyRequest](text)
+	if e != nil {
+		return e
+	}
+	if err := api.CheckFilled(text, false); err != nil {
+		return badBody(err)
 	}
 	rule, err := s.Agent.Deny(req.caller.String(), api.DenyLocal, body)
 	return s.answerDeny(req, rule, err)

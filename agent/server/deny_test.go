@@ -79,6 +79,11 @@ func TestDenyRulesThatAreRefused(t *testing.T) {
 		want       string
 	}{
 		{"nothing", deny(``), 400, api.CodeBadRequest, ""},
+		{"a module that is empty", deny(`{"module":"","resource":"https://vault.azure.net"}`), 400, api.CodeBadRequest,
+			"its module is empty"},
+		{"an identity that is null", deny(`{"module":"vision","identity":null}`), 400, api.CodeBadRequest,
+			"its identity is empty"},
+		{"all that is false", deny(`{"module":"vision","all":false}`), 400, api.CodeBadRequest, "its all is empty"},
 		{"a note alone", deny(`{"note":"x"}`), 400, api.CodeBadRequest, ""},
 		{"everything, and a module", deny(`{"all":true,"module":"vision"}`), 400, api.CodeBadRequest, ""},
 		{"an unknown field", deny(`{"modul":"vision"}`), 400, api.CodeBadRequest, `unknown field "modul"`},

@@ -340,25 +340,43 @@ const maxBody = 64 << 10
 // readBody reads a request's body as one JSON object of T's fields and no others. No body is T's zero
 // value.
 func readBody[T any](req *request) (T, *apiError) {
-	var value T
+	text, e := readText(req)
+	if e != nil {
+		var none T
+		return none, e
+	}
+	return decodeBody[T](text)
+}
+
+// readText reads a request's body, which must be JSON by its type.
+func readText(req *request) ([]byte, *apiError) {
 	if e := noQuery(req); e != nil {
-		return value, e
+		return nil, e
 	}
 	if e := checkContentType(req.http); e != nil {
-		return value, e
+		return nil, e
 	}
 	text, err := io.ReadAll(io.LimitReader(req.http.Body, maxBody+1))
 	switch {
 	case err != nil:
-		return value, badRequest("the body did not arrive whole")
+		return nil, badRequest("the body did not arrive whole")
 	case len(text) > maxBody:
-		return value, badRequest(fmt.Sprintf("the body is larger than %d bytes", maxBody))
+		return nil, badRequest(fmt.Sprintf("the body is larger than %d bytes", maxBody))
 	}
-	value, err = api.Decode[T](text)
+	return text, nil
+}
+
+// decodeBody is readBody of a text.
+func decodeBody[T any](text []byte) (T, *apiError) {
+	value, err := api.Decode[T](text)
 	if err != nil {
-		return value, badRequest("the body is not what this path takes: " + err.Error())
+		return value, badBody(err)
 	}
 	return value, nil
+}
+
+func badBody(err error) *apiError {
+	return badRequest("the body is not what this path takes: " + err.Error())
 }
 
 func checkContentType(r *http.Request) *apiError {
