@@ -236,8 +236,8 @@ func (e *entry) identity() string {
 
 // resource reads a resource, which may come without its scheme.
 func (e *entry) resource() string {
-	return fullResource(e.checked("resource", resourceForm, func(t *api.DenyRequest, text string) {
-		t.Resource = fullResource(text)
+	return api.FullResource(e.checked("resource", resourceForm, func(t *api.DenyRequest, text string) {
+		t.Resource = api.FullResource(text)
 	}))
 }
 

@@ -104,7 +104,7 @@ func explainAnswer(status api.Status, r api.ExplainRequest) (explanations, error
 
 // spelling returns the resource of a request as a token is held for it, if one is.
 func spelling(status api.Status, r api.ExplainRequest) string {
-	resource := fullResource(r.Resource)
+	resource := api.FullResource(r.Resource)
 	asked := tokencache.Canonical(strings.TrimSuffix(resource, explain.DefaultScope))
 	spelt := ""
 	for _, token := range status.Tokens {

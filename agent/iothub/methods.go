@@ -272,7 +272,7 @@ func (m *methods) policyChanged(_ context.Context, c *methodCall) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Resource = fullResource(r.Resource)
+	r.Resource = api.FullResource(r.Resource)
 	change, err := m.agent.RecordChange(c.by, r)
 	return api.PolicyChangeAnswer{PolicyChange: change, Now: m.status().Now}, err
 }
@@ -290,7 +290,7 @@ func (m *methods) refresh(ctx context.Context, c *methodCall) (any, error) {
 	if r.Forget {
 		refresh = m.agent.Forget
 	}
-	results, err := refresh(ctx, r.Identity, fullResource(r.Resource), r.Now)
+	results, err := refresh(ctx, r.Identity, api.FullResource(r.Resource), r.Now)
 	answer := api.RefreshAnswer{RefreshResponse: api.RefreshResponse{Results: results}}
 	answer.LeftOut = fit(sizeOf(answer), api.MaxMethodAnswer, listOf("results", &answer.Results))
 	return answer, err
@@ -312,7 +312,7 @@ func (m *methods) deny(_ context.Context, c *methodCall) (any, error) {
 		list.LeftOut = fit(sizeOf(list), api.MaxMethodAnswer, listOf("rules", &list.Rules))
 		return list, nil
 	case r.Lift == "":
-		r.Resource = fullResource(r.Resource)
+		r.Resource = api.FullResource(r.Resource)
 		rule, err = m.agent.Deny(c.by, api.DenyMethod, r.DenyRequest)
 	case r.DenyRequest == api.DenyRequest{}:
 		rule, err = m.agent.LiftDeny(c.by, api.DenyMethod, r.Lift)

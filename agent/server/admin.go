@@ -68,6 +68,7 @@ func (s *Server) recordPolicyChange(req *request) *apiError {
 	if e != nil {
 		return e
 	}
+	body.Resource = api.FullResource(body.Resource)
 	change, err := s.Agent.RecordChange(req.caller.String(), body)
 	return s.answerChange(req, change, err)
 }
@@ -102,6 +103,7 @@ func (s *Server) refresh(req *request) *apiError {
 	if f != nil {
 		return f
 	}
+	wanted.Resource = api.FullResource(wanted.Resource)
 	s.log().Info("refresh asked for", zap.Stringer("caller", req.caller),
 		zap.String("identity", wanted.Identity), zap.String("resource", wanted.Resource),
 		zap.Bool("now", wanted.Now), zap.Bool("forget", wanted.Forget))

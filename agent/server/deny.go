@@ -32,6 +32,7 @@ func (s *Server) deny(req *request) *apiError {
 	if err := api.CheckFilled(text, false); err != nil {
 		return badBody(err)
 	}
+	body.Resource = api.FullResource(body.Resource)
 	rule, err := s.Agent.Deny(req.caller.String(), api.DenyLocal, body)
 	return s.answerDeny(req, rule, err)
 }

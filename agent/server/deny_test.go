@@ -156,3 +156,32 @@ func TestSettingTheHubAsideIsForRoot(t *testing.T) {
 		}
 	}
 }
+
+// TestResourcesWithoutAScheme shows that what people ask on the admin socket takes a resource without its scheme, as the
+// twin and the methods of IoT Hub do.
+func TestResourcesWithoutAScheme(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t, fetchDay)
+	admin, module := d.admin(), d.tokens("vision")
+	if got := send(t, module, get(v1Vault)); got.status != 200 {
+		t.Fatalf("%+v", got)
+	}
+	got := send(t, admin, get(api.PathGrantsCheck+"?module=vision&resource=vault.azure.net"))
+	if decision := decoded[api.Decision](t, got.body); !decision.Allowed {
+		t.Errorf("it is not granted: %+v", got)
+	}
+	got = send(t, admin, post(api.PathRefresh, `{"resource":"vault.azure.net"}`))
+	if got.status != 200 || !strings.Contains(got.body, `"resource":"https://vault.azure.net"`) {
+		t.Errorf("refreshed: %+v", got)
+	}
+	got = send(t, admin, post(api.PathPolicyChanges, `{"resource":"vault.azure.net","effect":"granted"}`))
+	if change := decoded[api.PolicyChangeAnswer](t, got.body); change.Resource != "https://vault.azure.net" {
+		t.Errorf("noted: %+v", got)
+	}
+	got = send(t, admin, post(api.PathDeny, `{"resource":"vault.azure.net"}`))
+	if rule := decoded[api.DenyAnswer](t, got.body); rule.Resource != "https://vault.azure.net" {
+		t.Errorf("denied: %+v", got)
+	}
+	checkRefusal(t, "the module", send(t, module, get(v1Vault)), 403, api.CodeDenied)
+	checkRefusal(t, "no host", send(t, admin, post(api.PathDeny, `{"resource":"vault"}`)), 400, api.CodeBadRequest)
+}

@@ -141,7 +141,7 @@ func readCheck(q *query) (grants.Caller, grants.Request, *apiError) {
 	for _, p := range q.list[:q.count] {
 		switch p.name {
 		case "resource":
-			request.Resource = p.value
+			request.Resource = api.FullResource(p.value)
 		case "identity":
 			request.Identity = p.value
 		case "module":

@@ -29,7 +29,7 @@ No token text is shown.`,
 		ValidArgsFunction: a.fromStatus(cachedResources),
 	}
 	command.RunE = a.verbWithArgs(func(ctx context.Context, args []string) error {
-		return a.explain(ctx, args[0], identity, asJSON)
+		return a.explain(ctx, api.FullResource(args[0]), identity, asJSON)
 	})
 	flags := command.Flags()
 	flags.StringVar(&identity, "identity", "", "`name` of the identity (default all that have a token for it)")

@@ -52,6 +52,7 @@ refuses until it hands one out; --wait gives it some time.`,
 			}); err != nil {
 				return err
 			}
+			request.Resource = api.FullResource(request.Resource)
 			return a.token(ctx, request, asJSON, short)
 		}),
 	}

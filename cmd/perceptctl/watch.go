@@ -36,7 +36,7 @@ where the token is denied meanwhile. --timeout bounds the wait for the first lin
 		ValidArgsFunction: a.fromStatus(cachedResources),
 	}
 	command.RunE = a.verbWithArgs(func(ctx context.Context, args []string) error {
-		request.Resource = args[0]
+		request.Resource = api.FullResource(args[0])
 		return a.watchToken(ctx, request, asJSON)
 	})
 	flags := command.Flags()
