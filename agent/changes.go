@@ -57,7 +57,7 @@ func (a *Agent) WithdrawChange(by, id string) (api.PolicyChange, error) {
 	a.forgetTwinChange(id)
 	if !found {
 		return api.PolicyChange{}, &Error{Code: api.CodeUnknownChange, Detail: fmt.Sprintf(
-			"no policy change %q is on record: perceptctl policy-changes lists those that are", truncate(id, 64))}
+			"no policy change %q is on record", truncate(id, 64))}
 	}
 	a.stale.reset(a.cache.Status())
 	a.logChange("policy change withdrawn", by, recorded.PolicyChange)
@@ -145,8 +145,8 @@ func (a *Agent) changeError(p tokencache.PolicyChange, err error) error {
 	case errors.Is(err, tokencache.ErrTooManyChanges):
 		return &Error{Code: api.CodeTooManyChanges, Detail: fmt.Sprintf(
 			"%d policy changes are on record, which is all that can be, and no two that are no revocations are of "+
-				"one identity and resource: withdraw some (perceptctl policy-changes lists them), or note one change "+
-				"for all resources, which takes in those that are no revocations", tokencache.MaxChanges)}
+				"one identity and resource: withdraw some on the device, or note one change for "+
+				"all resources, which takes in those that are no revocations", tokencache.MaxChanges)}
 	}
 	return err
 }
@@ -193,7 +193,7 @@ func checkChange(c api.PolicyChangeRequest) *Error {
 	resource := grants.TrimScope(c.Resource)
 	switch {
 	case (resource == "") != c.AllResources:
-		return badChange("a policy change names a resource, or says --all-resources, and not both")
+		return badChange("a policy change names a resource, or says all_resources, and not both")
 	case c.Effect != tokencache.Granted && c.Effect != tokencache.Revoked && c.Effect != tokencache.Changed:
 		return badChange("the effect of a policy change is granted, revoked or changed")
 	case !tokencache.Plausible(c.At):
@@ -219,7 +219,7 @@ func (s *ruleset) named(c api.PolicyChangeRequest) (tokencache.PolicyChange, *Er
 		resource := grants.TrimScope(c.Resource)
 		if p.Resource = s.Spelling(resource); p.Resource == "" {
 			return p, badChange("no grant names resource %q, so nothing would come of the change: the grants name "+
-				"%s; name one of these, or use --all-resources", resource, s.resourceList())
+				"%s; name one of these, or note it for all resources", resource, s.resourceList())
 		}
 	}
 	if c.Identity == "" {

@@ -106,7 +106,7 @@ func (a *Agent) LiftDeny(by string, origin api.DenyOrigin, id string) (api.DenyR
 		switch {
 		case errors.Is(err, deny.ErrUnknown):
 			return record, &Error{Code: api.CodeUnknownDenyRule, Detail: fmt.Sprintf(
-				"no deny rule %q is on record: perceptctl deny lists those that are", truncate(id, 64))}
+				"no deny rule %q is on record", truncate(id, 64))}
 		case err != nil:
 			return record, badChange("deny rule %q is not lifted from here: %s", truncate(id, 64), liftedHow(rule))
 		}
@@ -311,7 +311,7 @@ func tooManyDenyRules(err error) error {
 		return err
 	}
 	return &Error{Code: api.CodeTooManyDenyRules, Detail: fmt.Sprintf(
-		"%v, and none of these was set: lift some (perceptctl deny lists them), or deny more with one rule", err)}
+		"%v, and none of these was set: lift some, or deny more with one rule", err)}
 }
 
 // logDifference logs the rules that one record has and the other has not.

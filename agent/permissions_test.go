@@ -283,7 +283,7 @@ func TestBadChanges(t *testing.T) {
 				api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Unknown}},
 			{"no App ID URI", api.CodeBadRequest,
 				api.PolicyChangeRequest{Resource: "vault", Effect: tokencache.Changed}},
-			{"the grants name " + storage + ", " + vault + "; name one of these, or use --all-resources",
+			{"the grants name " + storage + ", " + vault + "; name one of these, or note it for all resources",
 				api.CodeBadRequest,
 				api.PolicyChangeRequest{Resource: vault + "/x", Effect: tokencache.Revoked}},
 			{"the year 2200", api.CodeBadRequest, api.PolicyChangeRequest{Resource: vault, Effect: tokencache.Changed,

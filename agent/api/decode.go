@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -26,7 +27,7 @@ func Decode[T any](text []byte) (value T, err error) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&value); err != nil {
-		return none, explainJSON(err)
+		return none, explainJSON(err, fieldsOf(reflect.TypeFor[T]()))
 	}
 	if _, err := d.Token(); err != io.EOF {
 		return none, errors.New("something comes after the JSON object")
@@ -49,8 +50,19 @@ func CheckFilled(text []byte, alsoEmpty ...any) error {
 	return nil
 }
 
-// explainJSON says what a JSON error means to the author of the JSON.
-func explainJSON(err error) error {
+// fieldsOf lists the fields that a struct has in JSON.
+func fieldsOf(t reflect.Type) []string {
+	var names []string
+	for _, field := range reflect.VisibleFields(t) {
+		if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// explainJSON says what a JSON error means to the author of the JSON. fields are those that there may be.
+func explainJSON(err error, fields []string) error {
 	var kind *json.UnmarshalTypeError
 	var syntax *json.SyntaxError
 	var moment *time.ParseError
@@ -68,7 +80,13 @@ func explainJSON(err error) error {
 	if !isJSON { // it is time.Time's own
 		return errors.New("a time in it is not a string: " + timeForms)
 	}
-	return errors.New(text) // an unknown field, with its name
+	switch isUnknown := strings.HasPrefix(text, "unknown field"); {
+	case isUnknown && len(fields) == 0:
+		text += ": there is none to give"
+	case isUnknown:
+		text += ": there are " + strings.Join(fields, ", ")
+	}
+	return errors.New(text)
 }
 
 const timeForms = "write one with its zone as 2026-11-23T14:30:00Z or 2026-11-23T15:30:00+01:00"

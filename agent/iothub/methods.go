@@ -217,7 +217,11 @@ func methodError(done any, err error) (int, api.MethodError) {
 	default: // what went wrong could hold a secret
 		status, why = 500, &agent.Error{Code: api.CodeInternal, Detail: "perceptd has a fault: its log says where"}
 	}
-	e := api.MethodError{Error: api.MethodProblem{Code: why.Code, Message: why.Detail, Choices: why.Choices,
+	message := why.Detail
+	if next := methodNext[why.Code]; next != "" {
+		message += "; " + next
+	}
+	e := api.MethodError{Error: api.MethodProblem{Code: why.Code, Message: message, Choices: why.Choices,
 		RetryAfter: int64(math.Ceil(why.RetryAfter.Seconds()))}}
 	if why.Code == api.CodeNotKept {
 		switch done := done.(type) {
@@ -228,6 +232,13 @@ func methodError(done any, err error) (int, api.MethodError) {
 		}
 	}
 	return status, e
+}
+
+// methodNext says to a caller in the cloud what to do next about what the agent refuses, as perceptctl does on the device.
+var methodNext = map[api.Code]string{
+	api.CodeUnknownDenyRule:  "percept.deny without a payload lists the rules",
+	api.CodeTooManyDenyRules: "percept.deny without a payload lists them",
+	api.CodeTooManyChanges:   "percept.status lists them",
 }
 
 // logCall writes one line for a call, if that may be written.

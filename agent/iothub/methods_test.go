@@ -138,7 +138,8 @@ func TestMethodPayloadsAreStrict(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T, a afar) {
 		for _, row := range []struct{ name, payload, says string }{
-			{api.MethodStatus, `{"all":true}`, `unknown field "all"`},
+			{api.MethodStatus, `{"all":true}`, `unknown field "all": there is none to give`},
+			{api.MethodExplain, `{"resources":[]}`, `unknown field "resources": there are resource, identity`},
 			{api.MethodStatus, `[]`, "it is no JSON object"},
 			{api.MethodStatus, `7`, "it is no JSON object"},
 			{api.MethodStatus, `"{}"`, "it is no JSON object"},
@@ -499,9 +500,11 @@ func TestDenyMethod(t *testing.T) {
 			}
 		}
 		a.refusal(t, api.MethodDeny, `{"lift":"`+rule.ID+`","module":"vision"}`, 400, api.CodeBadRequest, "one of them")
-		a.refusal(t, api.MethodDeny, `{"lift":"nothing"}`, 404, api.CodeUnknownDenyRule, "")
+		a.refusal(t, api.MethodDeny, `{"lift":"nothing"}`, 404, api.CodeUnknownDenyRule,
+			`no deny rule "nothing" is on record; percept.deny without a payload lists the rules`)
 		a.refusal(t, api.MethodDeny, `{"note":"why"}`, 400, api.CodeBadRequest, "")
-		a.refusal(t, api.MethodDeny, `{"modul":"vision"}`, 400, api.CodeBadRequest, `unknown field "modul"`)
+		a.refusal(t, api.MethodDeny, `{"modul":"vision"}`, 400, api.CodeBadRequest,
+			`unknown field "modul": there are all, module, unit, user, identity, resource, note, lift`)
 		if status, text := a.ask(t, api.MethodDeny, `{"lift":"`+rule.ID+`"}`); status != 200 ||
 			!strings.Contains(text, rule.ID) {
 			t.Errorf("%d %s", status, text)
@@ -570,6 +573,22 @@ func TestDenialsAreNotStarved(t *testing.T) {
 		if status, text := a.ask(t, api.MethodDeny, `{"lift":"`+a.lastRule()+`"}`); status != 200 || a.token(t) != nil {
 			t.Errorf("%d %s", status, text)
 		}
+	})
+}
+
+// A caller in the cloud is told what to call, and not what to type on the device.
+func TestMethodsThatAreFull(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, a afar) {
+		for i := range 64 {
+			if status, text := a.ask(t, api.MethodDeny, fmt.Sprintf(`{"module":"m%d"}`, i)); status != 200 {
+				t.Fatalf("%d %s", status, text)
+			}
+		}
+		a.refusal(t, api.MethodDeny, `{"module":"more"}`, 422, api.CodeTooManyDenyRules,
+			"lift some, or deny more with one rule; percept.deny without a payload lists them")
+		a.refusal(t, api.MethodPolicyChanged, `{"effect":"granted"}`, 400, api.CodeBadRequest,
+			"a policy change names a resource, or says all_resources, and not both")
 	})
 }
 
