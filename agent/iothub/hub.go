@@ -229,6 +229,12 @@ func (h *Hub) Notice() {
 	poke(h.poked)
 }
 
+// HaveCredentialsChanged reads the credentials, and reports whether they differ from those of the last try, so that
+// Reload connects anew. The error is why they cannot be read.
+func (h *Hub) HaveCredentialsChanged(ctx context.Context) (bool, error) {
+	return h.connection().HaveCredentialsChanged(ctx)
+}
+
 // Reload has the credentials be read again, a connection be tried at once where there is none, and the last document
 // that was read be applied to what is configured now. It waits for nothing.
 func (h *Hub) Reload() {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -413,6 +414,7 @@ func (d *daemon) apply(ctx context.Context, c config.Config) ([]string, error) {
 	d.callers.SetRules(c.CallerRules())
 	d.sockets.setModules(c.Modules())
 	d.loop.set(c.Loopback.Address, d.agent.Grants())
+	ofHub := d.hub.credentialChanges(ctx, c.IoTHub)
 	d.hub.set(c.IoTHub)
-	return append(changes, c.Changes(before)...), nil
+	return slices.Concat(changes, c.Changes(before), ofHub), nil
 }

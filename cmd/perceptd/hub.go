@@ -57,6 +57,26 @@ func (s surroundings) equal(other surroundings) bool {
 	return fmt.Sprint(s.proxy) == fmt.Sprint(other.proxy) && s.roots.Equal(other.roots)
 }
 
+// credentialChanges says what differs in the credentials of a connection that set is to leave as it is. The identity
+// service is not asked: it is another process, which may take its time.
+func (h *iotHub) credentialChanges(ctx context.Context, conf config.IoTHub) []string {
+	h.mu.Lock()
+	hub, same := h.hub, conf == h.conf
+	h.mu.Unlock()
+	if hub == nil || !same || conf.IdentityService.On {
+		return nil
+	}
+	const outcome = "perceptctl status shows the outcome"
+	switch changed, err := hub.HaveCredentialsChanged(ctx); {
+	case err != nil:
+		return []string{fmt.Sprintf("the credential for IoT Hub cannot be read, and a connection that there is goes on: "+
+			"%v; %s", err, outcome)}
+	case changed:
+		return []string{"the credential for IoT Hub was read again, and differs: connects anew; " + outcome}
+	}
+	return nil
+}
+
 // set connects the device as it is configured. Where nothing differs the credentials are read again, and what the hub
 // has set is applied to what is configured by now. One call at a time.
 func (h *iotHub) set(conf config.IoTHub) {

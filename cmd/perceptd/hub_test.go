@@ -95,13 +95,31 @@ func TestReloadOfIoTHub(t *testing.T) {
 		}
 	}
 	one, other := section("one"), section("other")
-	reload(one, 200, "connected to IoT Hub by the connection string in "+filepath.Join(folder, "one"))
+	reload(one, 200, "connects to IoT Hub by the connection string in "+filepath.Join(folder, "one"))
 	connected("one")
 	reload(one, 200, `"changes":[]`)
+	credential, err := os.ReadFile(filepath.Join(folder, "one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(folder, "one"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("no connection string")
+	reload(one, 200, "the credential for IoT Hub cannot be read, and a connection that there is goes on")
+	write(hub.CreateDevice("next"))
+	reload(one, 200, "the credential for IoT Hub was read again, and differs: connects anew")
+	connected("next")
+	write(string(credential))
+	reload(one, 200, "differs: connects anew")
+	connected("one")
 	reload(one+"transport = \"amqp\"\n", 422, "iothub.transport is")
 	reload(strings.Replace(other, "/other", "/nothing", 1), 422, "nothing: file does not exist")
 	connected("one")
-	reload(other, 200, "connected to IoT Hub anew")
+	reload(other, 200, "connects to IoT Hub anew")
 	connected("other")
 	if hub.IsConnected("one") {
 		t.Error("the identity from before is connected still")

@@ -103,6 +103,7 @@ type Link struct {
 	mu      sync.Mutex // protects what follows
 	status  Status
 	session *session // nil: there is no connection
+	login   *Login   // of the last credentials that were read; nil: none could be
 }
 
 // New returns a Link, which begins to connect. Close it.
@@ -148,6 +149,21 @@ func (l *Link) TryAgain() {
 	}
 }
 
+// HaveCredentialsChanged reads the credentials, and reports whether they differ from those of the last try, so that
+// TryAgain connects anew. The error is why they cannot be read.
+func (l *Link) HaveCredentialsChanged(ctx context.Context) (bool, error) {
+	login, err := l.options.Credentials.Login(ctx)
+	if err != nil {
+		return false, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.login == nil { // the first try is under way, or could not read them
+		return l.status.LastError != "", nil
+	}
+	return !login.isSame(l.login), nil
+}
+
 // run makes one connection after the other.
 func (l *Link) run(ctx context.Context) {
 	defer close(l.ended)
@@ -156,7 +172,7 @@ func (l *Link) run(ctx context.Context) {
 	var cuts int    // connections in a row that the other side soon ended
 	for {
 		s := newSession(ctx, &l.options, &l.notifications, l.twinRead)
-		err := s.open(next, l.setIdentity)
+		err := s.open(next, l.setLogin)
 		next = nil
 		if err == nil {
 			l.connected(s)
@@ -203,17 +219,18 @@ func (l *Link) pause(ctx context.Context, wait time.Duration) bool {
 	return true
 }
 
-// setIdentity notes as whom it connects. How the link was as another is no news of this one.
-func (l *Link) setIdentity(identity Identity) {
+// setLogin notes who signs in. How the link was as another is no news of this one.
+func (l *Link) setLogin(login Login) {
 	l.mu.Lock()
-	moved := l.status.Identity != identity
+	moved := l.status.Identity != login.Identity
 	switch {
 	case !moved:
 	case l.status.Identity == Identity{}: // until now it was not known
-		l.status.Identity = identity
+		l.status.Identity = login.Identity
 	default:
-		l.status = Status{Identity: identity, Since: l.options.Now()}
+		l.status = Status{Identity: login.Identity, Since: l.options.Now()}
 	}
+	l.login = &login
 	l.mu.Unlock()
 	if moved {
 		l.options.Changed()

@@ -86,8 +86,8 @@ func newSession(ctx context.Context, o *Options, notifications *atomic.Int64, tw
 }
 
 // open connects, subscribes, and reads the twin. login is who signs in; nil: the credentials are read. named is called
-// with the identity.
-func (s *session) open(login *Login, named func(Identity)) error {
+// with it.
+func (s *session) open(login *Login, named func(Login)) error {
 	if login == nil {
 		read, err := s.readLogin()
 		if err != nil {
@@ -96,7 +96,7 @@ func (s *session) open(login *Login, named func(Identity)) error {
 		login = &read
 	}
 	s.login = *login
-	named(s.login.Identity)
+	named(s.login)
 	if err := s.connect(); err != nil {
 		return err
 	}

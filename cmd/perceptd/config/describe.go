@@ -159,7 +159,7 @@ func (c Config) iothubChanges(before Config) []string {
 	case !now.Configured():
 		return []string{"not connected to IoT Hub any more, was " + was.String()}
 	case !was.Configured():
-		return []string{"connected to IoT Hub " + now.String()}
+		return []string{"connects to IoT Hub " + now.String()}
 	}
-	return []string{fmt.Sprintf("connected to IoT Hub anew %v, was %v", now, was)}
+	return []string{fmt.Sprintf("connects to IoT Hub anew %v, was %v", now, was)}
 }

@@ -93,12 +93,12 @@ func TestIoTHubInTwoFiles(t *testing.T) {
 		now, was Config
 		want     string
 	}{
-		{after, before, "[connected to IoT Hub anew by the connection string in systemd's credential iothub, over MQTT " +
+		{after, before, "[connects to IoT Hub anew by the connection string in systemd's credential iothub, over MQTT " +
 			"(port 8883), through the proxy http://p:1, with events, was by the connection string in systemd's " +
 			"credential iothub, over MQTT (port 8883), max_backoff 20m0s]"},
 		{without, after, "[not connected to IoT Hub any more, was by the connection string in systemd's credential " +
 			"iothub, over MQTT (port 8883), through the proxy http://p:1, with events]"},
-		{before, without, "[connected to IoT Hub by the connection string in systemd's credential iothub, over MQTT " +
+		{before, without, "[connects to IoT Hub by the connection string in systemd's credential iothub, over MQTT " +
 			"(port 8883), max_backoff 20m0s]"},
 		{after, after, "[]"},
 	} {
