@@ -122,7 +122,7 @@ func (r *reader) check(there *os.File, st unix.Stat_t, need uint16, secret bool)
 	if r.may(list, st)&need == need {
 		return nil
 	}
-	return unreadable(there.Name(), st, r.name, secret)
+	return unreadable(there.Name(), st, r.name, r.groups, secret)
 }
 
 // may returns what a file's mode and list let r do, as the kernel decides it (acl(5)): by the first that is about r of
@@ -156,15 +156,20 @@ func (r *reader) may(list []byte, st unix.Stat_t) uint16 {
 	return mode & 7
 }
 
-// unreadable says what keeps a user from a file or folder, and what lets it in; of a secret, without letting others in.
-func unreadable(path string, st unix.Stat_t, who string, secret bool) error {
+// unreadable says what keeps a user from a file or folder, and what lets it in; of a secret, without letting others in:
+// by the first of its groups, which is its own.
+func unreadable(path string, st unix.Stat_t, who string, groups []uint32, secret bool) error {
 	cannot, mend := "read it", "chmod 644 "+path
 	switch {
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		cannot, mend = "look into it", "chmod 755 "+path
 	case secret:
-		mend = fmt.Sprintf("have systemd give it as a credential, or let a group of user %s read it: chmod 640 %s", who,
-			path)
+		group := "GROUP"
+		if len(groups) > 0 {
+			group = groupName(groups[0])
+		}
+		mend = fmt.Sprintf("have systemd give it as a credential, or let a group of user %s read it: chgrp %s %s && "+
+			"chmod 640 %s", who, group, path, path)
 	}
 	return fmt.Errorf("%s: %w: user %s cannot %s (owner %s, group %s, mode %04o): %s",
 		path, fs.ErrPermission, who, cannot, userName(st.Uid), groupName(st.Gid), st.Mode&0o7777, mend)

@@ -84,14 +84,17 @@ type iothubDocument struct {
 	Events *bool `toml:"events"`
 }
 
+// ownFile is where a secret is kept: perceptd reads it by its group, and cannot change it.
+const ownFile = "a file of its own (owner root, group " + serviceUser + ", mode 0640)"
+
 // iothubHint says what was probably meant by an unknown key of [iothub].
 func iothubHint(k toml.Key) string {
 	if slices.Contains(k, "connection_string") || slices.Contains(k, "shared_access_key") {
-		return ": a connection string is a secret, and this file is none: keep the secret in a file of its own, mode " +
-			"0600, and name that as connection_string_file, or have systemd give it as a credential"
+		return ": a connection string is a secret, and this file is none: keep the secret in " + ownFile +
+			", and name that as connection_string_file, or have systemd give it as a credential"
 	}
 	if slices.Contains(k, "proxy_password") {
-		return ": a password is a secret, and this file is none: keep it in a file of its own, mode 0600, and name that " +
+		return ": a password is a secret, and this file is none: keep it in " + ownFile + ", and name that " +
 			"as proxy_password_file"
 	}
 	return ": [iothub] has connection_string_file, credential, certificate_file, key_file, key_credential, hub, " +
@@ -335,7 +338,7 @@ func (h *IoTHub) checkProxy() (key string, err error) {
 	switch _, inURL := proxy.User.Password(); {
 	case inURL:
 		return "iothub.proxy", errors.New("iothub.proxy has a password in it, and this file is no secret: " +
-			"keep it in a file of its own, mode 0600, and name that as proxy_password_file")
+			"keep it in " + ownFile + ", and name that as proxy_password_file")
 	case proxy.User == nil && h.ProxyPassword != Secret{}:
 		return "iothub.proxy", errors.New(`iothub.proxy names no user whose password there is: ` +
 			`write one, as in "http://user@proxy.example:3128"`)

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -139,7 +140,8 @@ func TestIoTHubFaults(t *testing.T) {
 			"config.toml:18: [iothub] does not say who the device is"},
 		{"a connection string", "[iothub]\nconnection_string = " + whole,
 			"config.toml:19: unknown key iothub.connection_string: a connection string is a secret, and this file is none: " +
-				"keep the secret in a file of its own, mode 0600, and name that as connection_string_file"},
+				"keep the secret in a file of its own (owner root, group percept, mode 0640), and name that as " +
+				"connection_string_file"},
 		{"a connection string for its file", "[iothub]\nconnection_string_file = " + whole,
 			"config.toml:19: iothub.connection_string_file must be an absolute path"},
 		{"one that looks like a path", "[iothub]\nconnection_string_file = \"/SharedAccessKey=" + secretInIt + "\"\n",
@@ -151,7 +153,8 @@ func TestIoTHubFaults(t *testing.T) {
 		{"a key that is not known", "[iothub]\nconection_string_file = \"/x\"\n",
 			"config.toml:19: unknown key iothub.conection_string_file: [iothub] has connection_string_file, credential, "},
 		{"a password", byFile + "proxy = \"http://u@p:1\"\nproxy_password = \"" + secretInIt + "\"\n",
-			"config.toml:21: unknown key iothub.proxy_password: a password is a secret, and this file is none"},
+			"config.toml:21: unknown key iothub.proxy_password: a password is a secret, and this file is none: keep it in " +
+				"a file of its own (owner root, group percept, mode 0640), and name that as proxy_password_file"},
 		{"two brackets", "[[iothub]]\ncredential = \"iothub\"\n", "config.toml:18"},
 		{"two", byFile + "connection_string_file = \"/etc/percept/iothub\"\n",
 			"config.toml:19: iothub.credential beside iothub.connection_string_file: one of them says who the device is"},
@@ -187,7 +190,8 @@ func TestIoTHubFaults(t *testing.T) {
 		{"a proxy that is no URL", byFile + "proxy = \"http://u:" + secretInIt + "@%%\"\n",
 			"config.toml:20: iothub.proxy must be a URL"},
 		{"a password in the proxy", byFile + "proxy = \"http://u:" + secretInIt + "@p:1\"\n",
-			"config.toml:20: iothub.proxy has a password in it, and this file is no secret"},
+			"config.toml:20: iothub.proxy has a password in it, and this file is no secret: keep it in " +
+				"a file of its own (owner root, group percept, mode 0640), and name that as proxy_password_file"},
 		{"a password of nobody", byFile + "proxy = \"http://p:1\"\nproxy_password_file = \"/p\"\n",
 			"config.toml:20: iothub.proxy names no user whose password there is"},
 		{"two passwords", byFile +
@@ -214,5 +218,24 @@ func TestIoTHubFaults(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), secretInIt) {
 			t.Errorf("%s: the secret is in the error: %v", row.name, err)
 		}
+	}
+}
+
+// The files of secrets are as perceptd can read them wherever a person is told how they are to be.
+func TestAdviceOnTheFilesOfSecrets(t *testing.T) {
+	t.Parallel()
+	example, err := os.ReadFile("../../../deploy/config.example.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := strings.ReplaceAll(string(example), "\n# ", " "); !strings.Contains(text, "each is in "+ownFile) {
+		t.Error("config.example.toml does not say " + ownFile)
+	}
+	page, err := os.ReadFile("../../../docs/iothub.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(page), "install -m 0640 -o root -g "+serviceUser+" /dev/stdin /etc/percept/iothub") {
+		t.Error("iothub.md makes another file than " + ownFile)
 	}
 }

@@ -96,10 +96,14 @@ func TestSecretThatTheServiceCannotRead(t *testing.T) {
 	_, err := by.secret(path)
 	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "user service cannot read it (owner ") ||
 		!strings.HasSuffix(err.Error(), ", mode 0600): have systemd give it as a credential, or let a group of user "+
-			"service read it: chmod 640 "+path) {
+			"service read it: chgrp GROUP "+path+" && chmod 640 "+path) {
 		t.Errorf("%v", err)
 	}
 	service.groups = []uint32{uint32(os.Getegid())}
+	if _, err := by.secret(path); err == nil || !strings.HasSuffix(err.Error(),
+		": chgrp "+groupName(uint32(os.Getegid()))+" "+path+" && chmod 640 "+path) {
+		t.Errorf("of a user who has groups: %v", err)
+	}
 	if err := os.Chmod(path, 0o640); err != nil {
 		t.Fatal(err)
 	}

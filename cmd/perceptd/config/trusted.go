@@ -341,7 +341,8 @@ func (t *trust) mended(err error, there *os.File) error {
 	if unix.Fstat(int(there.Fd()), &st) != nil {
 		return err
 	}
-	return unreadable(there.Name(), st, userName(uint32(os.Geteuid())), t.secret)
+	return unreadable(there.Name(), st, userName(uint32(os.Geteuid())), []uint32{uint32(os.Getegid())},
+		t.secret)
 }
 
 // CheckFolder refuses a folder where another user could put files. guards is what they would change, for the error.
