@@ -194,7 +194,7 @@ func (n *watched) denyRules(w watched, status api.Status, add func(api.HubEvent)
 		if rule.Origin == api.DenyTwin {
 			continue
 		}
-		n.rules[rule.ID] = fmt.Sprintf("%v, by %s", rule.DenyTarget, rule.By)
+		n.rules[rule.ID] = fmt.Sprintf("%v, set by %s", rule.DenyTarget, rule.By)
 		if _, known := w.rules[rule.ID]; w.begun && !known && !w.lost {
 			add(api.HubEvent{Type: api.HubEventDenyRuleSet, Severity: api.SeverityWarning, Rule: rule.ID,
 				Identity: rule.Identity, Resource: rule.Resource, Detail: n.rules[rule.ID]})

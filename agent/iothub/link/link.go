@@ -295,8 +295,9 @@ func (l *Link) failed(err error, cuts int, wait time.Duration) {
 	l.status.NextTry = now.Add(wait)
 	identity := l.status.Identity
 	l.mu.Unlock()
-	fields := []zap.Field{
-		zap.Stringer("identity", identity), zap.String("error", text), zap.Duration("next", wait.Round(time.Second)),
+	fields := []zap.Field{zap.String("error", text), zap.Duration("next", wait.Round(time.Second))}
+	if identity != (Identity{}) { // empty: no credentials were read
+		fields = append(fields, zap.Stringer("identity", identity))
 	}
 	if news {
 		l.options.Log.Warn("not connected to IoT Hub", fields...)

@@ -384,11 +384,25 @@ func TestOtherCredentials(t *testing.T) {
 	}}
 	d := startWith(t, hub, "one", Options{Credentials: credentials}, func(o *Options) { o.MaxBackoff = time.Hour })
 	d.failed(t, api.HubFailureCredentials, "/etc/percept/iothub is no connection string")
+	for _, entry := range d.logs.FilterMessage("not connected to IoT Hub").All() {
+		if identity, named := entry.ContextMap()["identity"]; named {
+			t.Errorf("the log names %q as who the device is, which is not known", identity)
+		}
+	}
+	if changed, err := d.HaveCredentialsChanged(d.ctx); err == nil || changed {
+		t.Errorf("credentials that are none: %v %v", changed, err)
+	}
 	text.Store(hub.CreateDevice("one"))
 	d.TryAgain()
 	d.connected(t)
 	first := d.Status()
+	if changed, err := d.HaveCredentialsChanged(d.ctx); err != nil || changed {
+		t.Errorf("the same credentials: %v %v", changed, err)
+	}
 	text.Store(hub.CreateDevice("two"))
+	if changed, err := d.HaveCredentialsChanged(d.ctx); err != nil || !changed {
+		t.Errorf("those of another device: %v %v", changed, err)
+	}
 	d.TryAgain()
 	d.wait(t, "it is the other device", func() bool { return hub.IsListening("two") && !hub.IsConnected("one") })
 	reports := func() bool {
