@@ -222,3 +222,15 @@ func TestDocumentedReport(t *testing.T) {
 		}
 	}
 }
+
+func TestDocumentedReportSpread(t *testing.T) {
+	t.Parallel()
+	row := regexp.MustCompile("(?m)^\\| `report_spread` \\| `(.*?)` \\|").
+		FindStringSubmatch(section(t, "## The keys of `[iothub]`"))
+	if row == nil {
+		t.Fatal("it has no default")
+	}
+	if got, err := time.ParseDuration(row[1]); err != nil || got != defaultReportSpread {
+		t.Errorf("%v is shown, it is %v", got, defaultReportSpread)
+	}
+}

@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"os"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -237,5 +239,45 @@ func TestAdviceOnTheFilesOfSecrets(t *testing.T) {
 	}
 	if !strings.Contains(string(page), "install -m 0640 -o root -g "+serviceUser+" /dev/stdin /etc/percept/iothub") {
 		t.Error("iothub.md makes another file than " + ownFile)
+	}
+}
+
+// docs/iothub.md has each key of [iothub], and the bounds that hold. Defaults are held by who has them, agent/iothub and
+// agent/iothub/link.
+func TestDocumentedKeysOfIoTHub(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../../docs/iothub.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, found := strings.Cut(string(page), "\n## The keys of `[iothub]`\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	rows := make(map[string]string)
+	for _, row := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\|.*\\| (.*) \\|$").FindAllStringSubmatch(text, -1) {
+		rows[row[1]] = row[2]
+	}
+	keys := reflect.TypeFor[iothubDocument]()
+	if !found || len(rows) != keys.NumField() {
+		t.Errorf("%d keys are in the table, of %d", len(rows), keys.NumField())
+	}
+	for i := range keys.NumField() {
+		if key := keys.Field(i).Tag.Get("toml"); rows[key] == "" {
+			t.Errorf("the table lacks %s", key)
+		}
+	}
+	for key, bounds := range map[string][2]time.Duration{
+		"token_life": {minTokenLife, maxTokenLife}, "keep_alive": {minKeepAlive, maxKeepAlive},
+		"max_backoff": {minMaxBackoff, maxMaxBackoff}, "report_spread": {0, maxReportSpread},
+	} {
+		shown := regexp.MustCompile("^`(.*?)` to `(.*?)`").FindStringSubmatch(rows[key])
+		for i, bound := range bounds {
+			if shown == nil {
+				t.Errorf("%s has no bounds: %q", key, rows[key])
+				break
+			}
+			if is, err := time.ParseDuration(shown[i+1]); err != nil || is != bound {
+				t.Errorf("%s: %s is shown, it is %v", key, shown[i+1], bound)
+			}
+		}
 	}
 }
