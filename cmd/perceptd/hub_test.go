@@ -127,9 +127,13 @@ func TestReloadOfIoTHub(t *testing.T) {
 	if !ofTheHub.MatchString(stacks()) {
 		t.Fatal("a connection cannot be told by its stacks: this test sees less than it should")
 	}
+	if _, err := hub.UpdateDesired("other", []byte(`{"percept":{"deny":[{"module":"vision"}]}}`)); err != nil {
+		t.Fatal(err)
+	}
+	harness.Until(t, "the twin's denial", d.Ended, func() bool { return len(d.Status(t).Deny.InForce()) == 1 })
 	reload("", 200, "not connected to IoT Hub any more")
-	if s := d.Status(t).Hub; s != nil {
-		t.Errorf("%+v", s)
+	if s := d.Status(t); s.Hub != nil || len(s.Deny.InForce()) != 1 {
+		t.Errorf("%+v, and what the twin denied: %+v", s.Hub, s.Deny)
 	}
 	harness.Until(t, "everything of the hub to end", d.Ended, func() bool { return !ofTheHub.MatchString(stacks()) })
 	if got := d.end(); got != exitOK {
