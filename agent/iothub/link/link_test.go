@@ -340,6 +340,10 @@ func TestMethodPanics(t *testing.T) {
 	if status != 500 || string(answer) != "null" || err != nil {
 		t.Error(status, string(answer), err)
 	}
+	lines := d.logs.FilterMessage("what IoT Hub sent led to a panic").All()
+	if len(lines) != 1 || strings.Contains(fmt.Sprint(lines[0].ContextMap()), "canary") {
+		t.Errorf("the log does not say that a method panicked, or shows what it had in its hands: %v", lines)
+	}
 	d.setMethod(func(context.Context, string, json.RawMessage) (int, any) { return 200, func() {} })
 	if status, _, err = d.hub.InvokeMethod(d.ctx, "cam", "x", nil); status != 500 || err != nil {
 		t.Error(status, err)

@@ -419,8 +419,8 @@ func (s *session) admit(message []byte) (done func(), ok bool) {
 // contained calls f, and reports whether it returned. What the hub sends ends no daemon: a panic is logged.
 func (s *session) contained(what string, f func()) (returned bool) {
 	defer func() {
-		if problem := recover(); problem != nil {
-			s.log.Error("what IoT Hub sent led to a panic", zap.String("in", what), zap.Any("panic", problem),
+		if v := recover(); v != nil { // it may hold what was in hand when it came
+			s.log.Error("what IoT Hub sent led to a panic", zap.String("in", what), zap.String("type", fmt.Sprintf("%T", v)),
 				zap.Stack("stack"))
 		}
 	}()
@@ -471,7 +471,7 @@ func (s *session) Dispatch(name string, payload []byte) (status int, answer []by
 		return 0, nil, s.ctx.Err()
 	}
 	status, answer = http.StatusInternalServerError, []byte(`null`)
-	s.contained("the method "+name, func() {
+	s.contained(fmt.Sprintf("the method %.64q", name), func() {
 		code, value := s.options.Method(s.ctx, name, payload)
 		if text, err := json.Marshal(value); err == nil {
 			status, answer = code, text
