@@ -27,6 +27,9 @@ const (
 	CodeNotRoot Code = "not_root"
 )
 
+// MaxDenyRules is how many deny rules each side may set.
+const MaxDenyRules = deny.MaxRules
+
 // DenyTarget says which tokens a deny rule takes away.
 type DenyTarget = deny.Target
 

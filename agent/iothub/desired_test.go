@@ -336,7 +336,7 @@ func TestHostileDocumentsAreForgotten(t *testing.T) {
 		for version := range int64(200) {
 			w.reads(3+version, fmt.Sprintf(`{"deny":[{"module":"m%d"}],"logLevel":7}`, version))
 		}
-		if n := len(w.desired.agent.DenyStatus().Rules); n > 2*maxDeny {
+		if n := len(w.desired.agent.DenyStatus().Rules); n > 2*api.MaxDenyRules {
 			t.Errorf("%d rules are kept", n)
 		}
 	})

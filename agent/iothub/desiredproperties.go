@@ -20,8 +20,6 @@ const (
 	maxDesired = 256 << 10
 	// maxPercept is what percept has of that at most.
 	maxPercept = 64 << 10
-	// maxDeny is how many deny rules a twin lists at most.
-	maxDeny = 64
 )
 
 // ownKeys are the keys of percept.
@@ -46,7 +44,7 @@ func readDesired(text json.RawMessage) (api.DesiredProperties, error) {
 		return none, err
 	}
 	var wrong [4]faults
-	desired.Deny, wrong[0] = readList(members, "deny", maxDeny, readDeny)
+	desired.Deny, wrong[0] = readList(members, "deny", api.MaxDenyRules, readDeny)
 	desired.PolicyChanges, wrong[1] = readList(members, "policyChanges", agent.MaxTwinChanges, readChange)
 	desired.Prefetch, wrong[2] = readList(members, "prefetch", agent.MaxTwinPrefetch, readPrefetch)
 	if desired.LogLevel, err = readLogLevel(members); err != nil {
@@ -90,7 +88,7 @@ func soundDeny(text json.RawMessage) (sound []api.DenyRequest) {
 	}
 	rules, _ := elementsOf(list, "percept.deny")
 	for _, rule := range rules {
-		if r, err := readDeny(rule, "percept.deny"); err == nil && len(sound) < maxDeny {
+		if r, err := readDeny(rule, "percept.deny"); err == nil && len(sound) < api.MaxDenyRules {
 			sound = append(sound, r)
 		}
 	}

@@ -15,7 +15,6 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
-	"perceptd/agent/deny"
 )
 
 // documents are values of percept, and how what is said against them begins; empty: nothing. What begins with "*" no
@@ -70,7 +69,7 @@ var documents = map[string]struct{ percept, says string }{
 	"a long note":         {`{"deny":[{"module":"vision","note":"` + strings.Repeat("x", 300) + `"}]}`, "percept.deny[0].note: it must be one line"},
 	"a wide note":         {`{"deny":[{"module":"vision","note":"` + strings.Repeat("ä", 200) + `"}]}`, "*percept.deny[0].note: it must be one line"},
 	"a note of lines":     {`{"deny":[{"module":"vision","note":"a\nb"}]}`, "percept.deny[0].note: it must be one line"},
-	"too many rules":      {`{"deny":[` + strings.Repeat(`{"module":"a"},`, maxDeny) + `{"module":"a"}]}`, "percept.deny: it lists 65, and can list at most 64"},
+	"too many rules":      {`{"deny":[` + strings.Repeat(`{"module":"a"},`, api.MaxDenyRules) + `{"module":"a"}]}`, "percept.deny: it lists 65, and can list at most 64"},
 	"too many changes":    {`{"policyChanges":[` + strings.Repeat(`{},`, agent.MaxTwinChanges) + `{}]}`, "percept.policyChanges: it lists 101, and can list at most 100"},
 	"too much prefetched": {`{"prefetch":[` + strings.Repeat(`{"resource":"a:b"},`, agent.MaxTwinPrefetch) + `{"resource":"a:b"}]}`, "percept.prefetch: it lists 65, and can list at most 64"},
 	"a time in words":     {`{"policyChanges":[{"resource":"api://x","at":"yesterday","effect":"revoked"}]}`, "percept.policyChanges[0].at: it must be a time"},
@@ -122,9 +121,6 @@ func TestDesiredProperties(t *testing.T) {
 		strings.Repeat(`{"percept":`, 20_000) + "1" + strings.Repeat("}", 20_000): none,
 	} {
 		expect(fmt.Sprintf("%.40s", text), text, says)
-	}
-	if maxDeny != deny.MaxRules {
-		t.Errorf("a twin may list %d rules, and a hub set %d", maxDeny, deny.MaxRules)
 	}
 	d, err := readDesired(json.RawMessage(`{"percept":` + documents["everything"].percept + `}`))
 	at := time.Date(2026, 11, 28, 8, 0, 0, 0, time.UTC)
@@ -216,7 +212,7 @@ func TestSoundDeny(t *testing.T) {
 		`{"policyChanges":7,"deny":[{"module":"vision","note":"\n"},{"all":true}]}`: {all},
 		"{\"deny\":[{\"module\":\"vision\"},{\"all\":true,\"note\":\"\xff\"}]}":     {vision},
 		`{"deny":null}`: nil, `{"deny":[]}`: nil, `{"deny":{"all":true}}`: nil, `[]`: nil, `null`: nil, `{"Deny":[{"all":true}]}`: nil,
-		`{"deny":[` + strings.Repeat(`{"all":true},`, maxDeny) + `{"module":"vision"}]}`: slices.Repeat([]api.DenyTarget{all}, maxDeny),
+		`{"deny":[` + strings.Repeat(`{"all":true},`, api.MaxDenyRules) + `{"module":"vision"}]}`: slices.Repeat([]api.DenyTarget{all}, api.MaxDenyRules),
 	} {
 		var targets []api.DenyTarget
 		for _, r := range soundDeny(json.RawMessage(`{"percept":` + percept + `}`)) {
@@ -285,7 +281,7 @@ func TestDocumentedDesiredProperties(t *testing.T) {
 	if !strings.Contains(blocks[2], fmt.Sprintf(`"reason": %q`, err)) {
 		t.Errorf("the page has another reason than %v", err)
 	}
-	for key, most := range map[string]int{"deny": maxDeny, "policyChanges": agent.MaxTwinChanges,
+	for key, most := range map[string]int{"deny": api.MaxDenyRules, "policyChanges": agent.MaxTwinChanges,
 		"prefetch": agent.MaxTwinPrefetch} {
 		if !regexp.MustCompile(fmt.Sprintf("\n\\| `%s` \\|.* \\| %d \\|\n", key, most)).MatchString(blocks[1]) {
 			t.Errorf("the table does not say that there can be %d of %s", most, key)
