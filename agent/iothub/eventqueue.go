@@ -129,10 +129,7 @@ func (q *eventQueue) add(e api.HubEvent) {
 	for len(q.waiting) > maxQueued || q.bytes > maxQueuedBytes {
 		q.dropLocked()
 	}
-	select {
-	case q.more <- struct{}{}:
-	default:
-	}
+	poke(q.more)
 }
 
 // importance orders severities.

@@ -66,13 +66,6 @@ func (e *events) notice() { poke(e.noted) }
 // connected says that IoT Hub can be reached again. It does not block.
 func (e *events) connected() { poke(e.online) }
 
-func poke(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
 // close ends it. What is not sent is lost.
 func (e *events) close() {
 	e.end()
@@ -191,17 +184,5 @@ func (e *events) deliver(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-	}
-}
-
-// pause waits, and reports whether ctx goes on.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }

@@ -82,12 +82,7 @@ func (r *reporter) close() {
 }
 
 // notice says that the status may differ.
-func (r *reporter) notice() {
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
-}
+func (r *reporter) notice() { poke(r.wake) }
 
 // acknowledge has reported what became of the desired properties, in one message with what else is new.
 func (r *reporter) acknowledge(of api.DesiredStatus) {
@@ -157,7 +152,7 @@ func (r *reporter) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-r.wake:
-			if !r.pauseFor(ctx, reportPause) { // what comes together is looked at once
+			if !pause(ctx, reportPause) { // what comes together is looked at once
 				return
 			}
 		case <-timer.C:
@@ -183,18 +178,6 @@ func (r *reporter) step(ctx context.Context, state *reporting) time.Duration {
 	r.send(ctx, state, patch)
 	state.due = time.Time{}
 	return 0
-}
-
-// pauseFor waits. It returns false when the reporter ends.
-func (r *reporter) pauseFor(ctx context.Context, wait time.Duration) bool {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 func later(x, y time.Time) time.Time {
