@@ -276,6 +276,7 @@ func describeDenyRule(record deny.Record, list *deny.List, rule deny.Rule) api.D
 	return api.DenyRule{
 		ID: rule.ID, DenyTarget: rule.Target, Origin: rule.Origin, Note: rule.Note, Since: rule.Since, By: rule.By,
 		Twin: rule.Twin, SetAside: rule.Origin != deny.Local && record.IsSetAside(rule.Hub), Idle: list.Idle(rule.ID),
+		Resources: list.NamesOfResource(rule.ID),
 	}
 }
 

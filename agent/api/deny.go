@@ -59,6 +59,10 @@ type DenyRule struct {
 	Twin     int64      `json:"twin,omitempty"`      // with DenyTwin: the version of the desired properties that set it
 	SetAside bool       `json:"set_aside,omitempty"` // root on this device has set aside what the hub sets: it denies nothing
 	Idle     string     `json:"idle,omitempty"`      // why it matches nothing here now: what it names is not configured
+
+	// Resources are the canonical forms of all that goes by the name of the rule's resource here, itself included: they
+	// are denied alike. Absent: it has no other names.
+	Resources []string `json:"resources,omitempty"`
 }
 
 // DenyAnswer is the answer of POST and DELETE /v1/deny: the rule that they are about.

@@ -29,9 +29,9 @@ type standing struct {
 
 	unit     string // as systemd writes it
 	uid      uint32
-	anyUser  bool   // who that user is cannot be found out: it may be any
-	selector string // of the identity, to be compared
-	resource map[string]bool
+	anyUser  bool     // who that user is cannot be found out: it may be any
+	selector string   // of the identity, to be compared
+	names    []string // canonical forms of all that goes by the resource's name, where it has other names
 
 	idle string // why it matches nothing; empty: it may match
 }
@@ -61,10 +61,10 @@ func (n Names) compile(rule Rule) standing {
 		}
 	}
 	if rule.Resource != "" {
-		s.resource = n.spellings(grants.TrimScope(rule.Resource))
+		s.names = n.spellings(grants.TrimScope(rule.Resource))
 	}
 	if s.idle == "" {
-		s.idle = n.whyIdle(rule, s.resource)
+		s.idle = n.whyIdle(rule, s.names)
 	}
 	return s
 }
@@ -86,24 +86,25 @@ func (n Names) setUser(s *standing) {
 	}
 }
 
-// spellings returns the canonical forms of a resource and of all that go by its name.
-func (n Names) spellings(resource string) map[string]bool {
-	all := map[string]bool{tokencache.Canonical(resource): true}
+// spellings returns the canonical forms of all that goes by a resource's name, itself included and in order; none where
+// it has no other names.
+func (n Names) spellings(resource string) (all []string) {
 	for one, others := range n.Rules.Alternates {
 		for _, name := range append([]string{one}, others...) {
 			if tokencache.GoesBy(n.Rules.Alternates, resource, name) {
-				all[tokencache.Canonical(name)] = true
+				all = append(all, tokencache.Canonical(name))
 			}
 		}
 	}
-	return all
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // whyIdle says why a rule matches nothing though all that it names can be told, for people; it is matched all the same.
-func (n Names) whyIdle(rule Rule, resource map[string]bool) string {
+func (n Names) whyIdle(rule Rule, resources []string) string {
 	granted := func(is func(grants.Grant) bool) bool { return slices.ContainsFunc(n.Rules.Grants, is) }
 	names := func(g grants.Grant) bool {
-		return slices.ContainsFunc(g.Resources, func(r string) bool { return resource[tokencache.Canonical(r)] })
+		return slices.ContainsFunc(g.Resources, func(r string) bool { return rule.IsForResource(r, resources) })
 	}
 	switch {
 	case rule.Module != "" && !granted(func(g grants.Grant) bool { return g.Caller.Module == rule.Module }):
@@ -152,20 +153,26 @@ func (l *List) DeniesAll(identity *grants.Identity, resource string) *Rule {
 }
 
 // Idle returns why the rule of that ID matches nothing now; empty: it may match.
-func (l *List) Idle(id string) string {
-	for i := range l.standing {
-		if l.standing[i].rule.ID == id {
-			return l.standing[i].idle
-		}
+func (l *List) Idle(id string) string { return l.find(id).idle }
+
+// NamesOfResource returns, for the rule of that ID, the canonical forms of all that goes by the name of its resource;
+// none where it has no other names. They are not to be changed.
+func (l *List) NamesOfResource(id string) []string { return l.find(id).names }
+
+// find returns the rule of that ID as it is matched; the zero standing: it is not in force.
+func (l *List) find(id string) standing {
+	i := slices.IndexFunc(l.standing, func(s standing) bool { return s.rule.ID == id })
+	if i < 0 {
+		return standing{}
 	}
-	return ""
+	return l.standing[i]
 }
 
 func (s *standing) matchesToken(identity *grants.Identity, resource string) bool {
 	if s.rule.Identity != "" && identity.Name != s.rule.Identity && selectorOf(*identity) != s.selector {
 		return false
 	}
-	return s.rule.Resource == "" || s.resource[tokencache.Canonical(grants.TrimScope(resource))]
+	return s.rule.IsForResource(resource, s.names)
 }
 
 // matchesCaller reports whether c may be one that the rule names. Where that cannot be told, it is.

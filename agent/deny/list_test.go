@@ -125,6 +125,31 @@ func TestWhatRulesMatch(t *testing.T) {
 	}
 }
 
+// TestNamesOfAResource shows which names a rule for one of a resource's names has besides: those of its alternates, and
+// of what they are alternates of.
+func TestNamesOfAResource(t *testing.T) {
+	t.Parallel()
+	const queue, file = "https://queue.storage.azure.net", "api://Files"
+	n := names()
+	n.Rules.Alternates = map[string][]string{storage: {blob}, queue: {blob, file}}
+	for named, want := range map[string][]string{
+		"":                       nil,
+		vault:                    nil,
+		storage + ":443/":        {"api://files", blob, queue, storage},
+		blob:                     {"api://files", blob, queue, storage},
+		"API://files//.default":  {"api://files", blob, queue, storage},
+		"https://other.example/": nil,
+	} {
+		rule := Rule{ID: "a", Target: Target{Resource: named, Module: "vision"}}
+		if got := Compile(Record{Rules: []Rule{rule}}, n).NamesOfResource("a"); !slices.Equal(got, want) {
+			t.Errorf("%s: %q", named, got)
+		}
+	}
+	if got := new(List).NamesOfResource("a"); got != nil {
+		t.Errorf("a rule that is not in force: %q", got)
+	}
+}
+
 func TestBadTargets(t *testing.T) {
 	t.Parallel()
 	for _, target := range []Target{

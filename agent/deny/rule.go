@@ -5,6 +5,7 @@ package deny
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"perceptd/agent/grants"
+	"perceptd/tokencache"
 )
 
 // Rule is a deny rule on record.
@@ -116,6 +118,17 @@ func (t Target) String() string {
 	default:
 		return text + " for " + t.Resource
 	}
+}
+
+// IsForResource reports whether t is about tokens for resource, as far as that goes: it names none, or names resource in
+// any spelling. names are the canonical forms of all that goes by the name of the one that t names; with none, nothing
+// else does.
+func (t Target) IsForResource(resource string, names []string) bool {
+	if t.Resource == "" {
+		return true
+	}
+	canonical := tokencache.Canonical(grants.TrimScope(resource))
+	return canonical == tokencache.Canonical(grants.TrimScope(t.Resource)) || slices.Contains(names, canonical)
 }
 
 // namesCaller reports whether t is about some callers only.

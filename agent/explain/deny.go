@@ -8,22 +8,21 @@ import (
 	"time"
 
 	"perceptd/agent/api"
-	"perceptd/tokencache"
 )
 
 // RulesOn returns the deny rules that deny a token to some caller now, or to all: first those that deny
 // everything, among each kind the latest first.
 func RulesOn(d *api.DenyStatus, token api.TokenStatus) []api.DenyRule {
 	return slices.DeleteFunc(d.InForce(), func(rule api.DenyRule) bool {
-		return rule.Idle != "" || !Covers(rule.DenyTarget, token.Identity, token.Resource)
+		return rule.Idle != "" || !Covers(rule, token.Identity, token.Resource)
 	})
 }
 
-// Covers reports whether a deny rule's target is about an identity's token for a resource: it denies that to the callers
-// that it names, or to all where it names none.
-func Covers(target api.DenyTarget, identity, resource string) bool {
-	return target.All || (target.Identity == "" || target.Identity == identity) &&
-		(target.Resource == "" || tokencache.Canonical(target.Resource) == tokencache.Canonical(resource))
+// Covers reports whether a deny rule is about an identity's token for a resource: it denies that to the callers that it
+// names, or to all where it names none. It compares as the daemon does.
+func Covers(rule api.DenyRule, identity, resource string) bool {
+	return rule.All || (rule.Identity == "" || rule.Identity == identity) &&
+		rule.IsForResource(resource, rule.Resources)
 }
 
 // NamesCaller reports whether a deny rule is about some callers only.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -32,7 +33,7 @@ func TestDenyRules(t *testing.T) {
 		ID: rule.ID, DenyTarget: api.DenyTarget{Module: "vision"}, Origin: api.DenyLocal, Note: "stolen",
 		Since: rule.Since, By: rule.By, Idle: rule.Idle,
 	}
-	if rule.ID == "" || rule.DenyRule != want || !rule.Now.Equal(noon) || !strings.HasPrefix(rule.By, "uid ") ||
+	if rule.ID == "" || !reflect.DeepEqual(rule.DenyRule, want) || !rule.Now.Equal(noon) || !strings.HasPrefix(rule.By, "uid ") ||
 		!strings.Contains(rule.By, "pid ") {
 		t.Errorf("%+v", rule)
 	}
@@ -47,18 +48,18 @@ func TestDenyRules(t *testing.T) {
 		}
 	}
 	list := decoded[api.DenyRules](t, send(t, admin, get(api.PathDeny)).body)
-	if len(list.Rules) != 1 || list.Rules[0] != rule.DenyRule || !list.Now.Equal(noon) {
+	if len(list.Rules) != 1 || !reflect.DeepEqual(list.Rules[0], rule.DenyRule) || !list.Now.Equal(noon) {
 		t.Errorf("the list: %+v", list)
 	}
 	status := decoded[api.Status](t, send(t, admin, get(api.PathStatus)).body)
-	if status.Deny == nil || len(status.Deny.Rules) != 1 || status.Deny.Rules[0] != rule.DenyRule {
+	if status.Deny == nil || len(status.Deny.Rules) != 1 || !reflect.DeepEqual(status.Deny.Rules[0], rule.DenyRule) {
 		t.Errorf("the status has %+v", status.Deny)
 	}
 	if len(status.Denials) != 1 || status.Denials[0].Code != api.CodeDenied {
 		t.Errorf("the denials are %+v", status.Denials)
 	}
 	got = send(t, admin, lift("?id="+rule.ID))
-	if was := decoded[api.DenyAnswer](t, got.body); got.status != 200 || was.DenyRule != rule.DenyRule ||
+	if was := decoded[api.DenyAnswer](t, got.body); got.status != 200 || !reflect.DeepEqual(was.DenyRule, rule.DenyRule) ||
 		!was.Now.Equal(noon) {
 		t.Errorf("lifted: %+v", got)
 	}

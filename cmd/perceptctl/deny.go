@@ -196,7 +196,7 @@ func (s screen) denied(rule api.DenyAnswer, tokens []api.TokenStatus, granted []
 	}
 	held, last := 0, time.Time{}
 	for _, token := range tokens {
-		if rule.Idle == "" && token.ExpiresIn > 0 && explain.Covers(rule.DenyTarget, token.Identity, token.Resource) {
+		if rule.Idle == "" && token.ExpiresIn > 0 && explain.Covers(rule.DenyRule, token.Identity, token.Resource) {
 			held, last = held+1, latest(last, token.ExpiresOn)
 		}
 	}
@@ -219,7 +219,7 @@ func callersGranted(rule api.DenyRule, granted []api.Grant) (callers []string) {
 		return nil
 	}
 	for _, g := range granted {
-		isNamed := func(resource string) bool { return explain.Covers(rule.DenyTarget, g.Identity, resource) }
+		isNamed := func(resource string) bool { return explain.Covers(rule, g.Identity, resource) }
 		if slices.ContainsFunc(g.Resources, isNamed) && !slices.Contains(callers, g.Caller) {
 			callers = append(callers, g.Caller)
 		}
