@@ -452,7 +452,7 @@ func heeded(d api.DenyStatus) string {
 }
 
 func notLost(d api.DenyStatus) string {
-	if d.IsLost() {
+	if d.IsLost() || d.AreMissing() {
 		return ""
 	}
 	return "the record of deny rules was not lost"
@@ -554,5 +554,8 @@ may be gone: perceptctl status says so until this is run. It is for root.`,
 func (s screen) lostForgotten(d api.DenyRules) string {
 	text := s.Paragraph("forgotten: ", "the lost record of deny rules; tokens are served by the grants and the deny "+
 		"rules that there are now", term.Plain)
+	if len(d.Rules) > 0 {
+		text += "\n"
+	}
 	return text + s.denyRules(d.Now, d.DenyStatus)
 }
