@@ -57,7 +57,13 @@ func lostError(why string) *Error {
 const lostRetryAfter = 5 * time.Second
 
 // missingMend says what a person does when rules are gone with a lost record.
-const missingMend = "deny again what is to stay denied, and then, as root: perceptctl deny forget-lost"
+func missingMend(m *deny.Missing) string {
+	if m.Unread {
+		return "mend that, and meanwhile deny again what is to stay denied; root can end this note with perceptctl deny " +
+			"forget-lost"
+	}
+	return "deny again what is to stay denied, and then, as root: perceptctl deny forget-lost"
+}
 
 // lostMend says what ends that a record is lost.
 const lostMend = "it ends when IoT Hub has answered, where [iothub] is configured and not set aside; else deny again " +

@@ -256,7 +256,7 @@ func (a *Agent) DenyStatus() api.DenyStatus {
 	case s.Lost != "":
 		s.Mend = lostMend
 	case record.Missing != nil:
-		s.Missing, s.Mend = missingText(record.Missing), missingMend
+		s.Missing, s.Mend = missingText(record.Missing), missingMend(record.Missing)
 	}
 	return s
 }

@@ -54,8 +54,8 @@ func (s *DenyStore) found() deny.Record {
 		}
 	}
 	isRead := s.Record != nil
-	if isRead && record.Unread {
-		record.Lost, record.Unread, record.LostOn = "", false, time.Time{}
+	if isRead {
+		record = record.Found()
 	}
 	switch found := record.Lineage != ""; {
 	case isRead && found:
@@ -63,6 +63,10 @@ func (s *DenyStore) found() deny.Record {
 	case isRead:
 		return *s.Record
 	case found && !record.Unread:
+		if m := record.Missing; s.Lost != nil && m != nil && m.Unread { // what it waited for will not come
+			record.Missing = &deny.Missing{Why: lostDenyText(s.Lost), LostOn: m.LostOn, TwinOn: m.TwinOn, Hub: m.Hub}
+			record.Generation++
+		}
 		return record
 	case s.Unread != nil:
 		record.Lost, record.Unread, record.LostOn = unreadDenyText(s.Unread), true, time.Time{}
@@ -193,6 +197,10 @@ func (a *Agent) logMissing(before, after deny.Record) (news bool) {
 
 // missingText says what became of a record that was lost, and where it may still be looked at.
 func missingText(m *deny.Missing) string {
+	if m.Unread {
+		return fmt.Sprintf("deny rules that were set on this device or by direct methods are not in force, and what they "+
+			"deny is handed out, since what the twin of %s denies was taken on %s: %s", m.Hub, formatTime(m.TwinOn), m.Why)
+	}
 	return fmt.Sprintf("deny rules that were set on this device or by direct methods before %s may be gone, and what "+
 		"they denied is handed out: %s; what the twin of %s denies was taken again on %s",
 		formatTime(m.LostOn), m.Why, m.Hub, formatTime(m.TwinOn))
@@ -201,17 +209,16 @@ func missingText(m *deny.Missing) string {
 // joined returns what is in force when disk was read, or is lost. What was set meanwhile stays. What root, or a full
 // read of the twin, has ended meanwhile stays ended.
 func (d *denyRules) joined(disk *deny.Record, why error, wall time.Time) deny.Record {
-	now := d.record
-	isWaiting := now.Unread
-	if isWaiting {
-		now.Lost, now.Unread, now.LostOn = "", false, time.Time{}
-	}
+	isWaiting, now := d.record.Unread, d.record.Found()
 	if disk == nil {
 		switch {
 		case isWaiting:
 			now.Lost, now.LostOn = lostDenyText(why), wall
 		case d.twinHub != "": // root, or the twin alone, has ended the wait
 			now.Missing = &deny.Missing{Why: lostDenyText(why), LostOn: wall, TwinOn: wall, Hub: d.twinHub}
+		case d.record.Missing != nil: // the twin has, in a process before
+			m := d.record.Missing
+			now.Missing = &deny.Missing{Why: lostDenyText(why), LostOn: m.LostOn, TwinOn: m.TwinOn, Hub: m.Hub}
 		}
 		return now
 	}
@@ -248,8 +255,10 @@ func (d *denyRules) trouble() []string {
 	if fault := d.saver.failure(); fault != nil {
 		return []string{"deny rules are not kept on the disk: " + d.unkept(fault)}
 	}
-	if why := d.saver.unread.Load(); why != nil && d.saver.now().Lost == "" {
-		return []string{unreadDenyText(*why)}
+	if why := d.saver.unread.Load(); why != nil {
+		if record := d.saver.now(); record.Lost == "" && record.Missing == nil {
+			return []string{unreadDenyText(*why)}
+		}
 	}
 	return nil
 }

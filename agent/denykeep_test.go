@@ -242,8 +242,11 @@ func TestTwinLeavesRulesMissing(t *testing.T) {
 					t.Error(err)
 				}
 				if late {
-					if isSaid(a) {
-						t.Error("it may yet be read")
+					s := a.Status()
+					if trouble := strings.Join(s.Trouble, "\n"); !strings.Contains(s.Deny.Missing, "not in force, and what") ||
+						!strings.Contains(s.Deny.Missing, "input/output error") || s.Deny.Lost != "" ||
+						strings.Count(trouble, "input/output error") != 1 || !strings.Contains(trouble, s.Deny.Mend) {
+						t.Errorf("while it cannot be read: %+v, %q", s.Deny, s.Trouble)
 					}
 					disk.set(func(d *denyDisk) { d.unread = nil })
 					time.Sleep(2 * time.Minute)
@@ -254,7 +257,11 @@ func TestTwinLeavesRulesMissing(t *testing.T) {
 				}
 				warned := logs.FilterLevelExact(zapcore.WarnLevel).
 					FilterField(zap.String("message_id", agent.MessageDenyRulesMissing)).Len()
-				if code := askFor(a, module, vault); code != "" || !isSaid(a) || warned != 1 {
+				want := 1
+				if late {
+					want = 2 // that it cannot be read, and that it is lost
+				}
+				if code := askFor(a, module, vault); code != "" || !isSaid(a) || warned != want {
 					t.Errorf("late %v: %q, said %v, %d warnings", late, code, isSaid(a), warned)
 				}
 			})
@@ -285,6 +292,61 @@ func TestTwinLeavesRulesMissing(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Where a twin was read before a record that cannot be read now, the device says that others' rules are not in force, over
+// restarts, until the record was read or is found lost, or root ends it.
+func TestTwinWhileDenyRulesAreUnread(t *testing.T) {
+	t.Parallel()
+	for _, lost := range []bool{false, true} {
+		for _, restarts := range []int{0, 1, 2} { // before it is read; after the second the twin is not read again
+			synctest.Test(t, func(t *testing.T) {
+				disk := new(denyDisk)
+				disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+					mustDeny(t, a, api.DenyLocal, denyModule("vision"))
+				})
+				disk.set(func(d *denyDisk) { d.unread = errors.New("input/output error") })
+				reboot := true // systemd's store has nothing
+				for i := range restarts + 1 {
+					disk.boot(t, reboot, func(a *agent.Agent, logs *observer.ObservedLogs) {
+						if i < 2 {
+							if err := a.SetTwinDeny(thisHub, nil, 1); err != nil && codeOf(err) != api.CodeNotKept {
+								t.Error(err)
+							}
+						}
+						if s := a.DenyStatus(); !strings.Contains(s.Missing, "not in force") || s.Lost != "" {
+							t.Errorf("start %d: %+v", i+1, s)
+						}
+						if code := askFor(a, module, vault); code != "" {
+							t.Errorf("the hub has answered: %q", code)
+						}
+						if i < restarts {
+							return
+						}
+						disk.set(func(d *denyDisk) {
+							if d.unread = nil; lost {
+								d.spoilt = errors.New("it is not JSON")
+							}
+						})
+						time.Sleep(2 * time.Minute)
+						synctest.Wait()
+						s, code := a.DenyStatus(), askFor(a, module, vault)
+						isFound := s.Missing == "" && code == api.CodeDenied
+						isLost := strings.Contains(s.Missing, "it is not JSON") && code == ""
+						if lost && !isLost || !lost && !isFound {
+							t.Errorf("lost %v, after %d restarts: %q, %+v", lost, restarts, code, s)
+						}
+					})
+					reboot = false
+				}
+				disk.boot(t, true, func(a *agent.Agent, _ *observer.ObservedLogs) {
+					if s := a.DenyStatus(); (s.Missing != "") != lost || (askFor(a, module, vault) == "") != lost {
+						t.Errorf("lost %v, at the next boot: %+v", lost, s)
+					}
+				})
+			})
+		}
 	}
 }
 

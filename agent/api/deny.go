@@ -86,8 +86,8 @@ type DenyStatus struct {
 
 	// Lost is why the record of deny rules is not known: then every request is refused. Empty: it is known.
 	Lost string `json:"lost,omitempty"`
-	// Missing says which rules are gone since the twin took the place of a lost record, until root has acknowledged
-	// that (PathDenyLost). Tokens are handed out. Empty: none are.
+	// Missing says which rules are gone, or not in force while the record cannot be read, since the twin took its place,
+	// until root has acknowledged that (PathDenyLost). Tokens are handed out. Empty: none are.
 	Missing string `json:"missing,omitempty"`
 	// Mend is what ends Lost or Missing, in a sentence.
 	Mend string `json:"mend,omitempty"`

@@ -40,10 +40,11 @@ type Record struct {
 // Missing says that a record was lost, and that what a hub's twin denies was taken again: what was set on the device or
 // by direct methods denies nothing any more.
 type Missing struct {
-	Why    string    `json:"why"`     // as Record.Lost was
-	LostOn time.Time `json:"lost_on"` // as Record.LostOn was
-	TwinOn time.Time `json:"twin_on"` // when the twin was taken
-	Hub    string    `json:"hub"`     // this device's identity there
+	Why    string    `json:"why"`              // as Record.Lost was
+	Unread bool      `json:"unread,omitempty"` // as Record.Unread was: it does again when the record was read
+	LostOn time.Time `json:"lost_on"`          // as Record.LostOn was
+	TwinOn time.Time `json:"twin_on"`          // when the twin was taken
+	Hub    string    `json:"hub"`              // this device's identity there
 }
 
 // Aside says that what a hub sets denies nothing.
@@ -193,8 +194,8 @@ func (r Record) Replace(from HubSide, wanted []Wanted, now time.Time) (Record, e
 	}
 	if after.Aside == nil {
 		after = after.known()
-		if r.Lost != "" && !r.Unread {
-			after.Missing = &Missing{Why: r.Lost, LostOn: r.LostOn, TwinOn: now, Hub: from.Hub}
+		if r.Lost != "" {
+			after.Missing = &Missing{Why: r.Lost, Unread: r.Unread, LostOn: r.LostOn, TwinOn: now, Hub: from.Hub}
 		}
 	}
 	listed := make(map[string]Rule)
@@ -241,6 +242,17 @@ func (r Record) known() Record {
 	return r
 }
 
+// Found returns r as a record of which nothing is missing for being unread: that was read.
+func (r Record) Found() Record {
+	if r.Unread {
+		r = r.known()
+	}
+	if r.Missing != nil && r.Missing.Unread {
+		r.Missing = nil
+	}
+	return r
+}
+
 // Forget returns r with nothing missing.
 func (r Record) Forget() Record {
 	r = r.known()
@@ -260,7 +272,7 @@ func (m *Missing) equal(o *Missing) bool {
 	if m == nil || o == nil {
 		return m == o
 	}
-	return m.Why == o.Why && m.Hub == o.Hub && m.LostOn.Equal(o.LostOn) && m.TwinOn.Equal(o.TwinOn)
+	return m.Why == o.Why && m.Unread == o.Unread && m.Hub == o.Hub && m.LostOn.Equal(o.LostOn) && m.TwinOn.Equal(o.TwinOn)
 }
 
 func (r Rule) equal(o Rule) bool {
