@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
-	"os"
 	"slices"
 )
 
@@ -17,18 +16,14 @@ type CertificateFiles struct {
 
 // Login reads the files.
 func (f CertificateFiles) Login(context.Context) (Login, error) {
-	read := f.Read
-	if read == nil {
-		read = os.ReadFile
-	}
 	if err := f.Identity.Validate(); err != nil {
 		return Login{}, &CredentialsError{err}
 	}
-	certificate, err := readSecret(read, f.Certificate)
+	certificate, err := readSecret(f.Read, f.Certificate)
 	if err != nil {
 		return Login{}, err
 	}
-	key, err := readSecret(read, f.Key)
+	key, err := readSecret(f.Read, f.Key)
 	if err != nil {
 		return Login{}, err
 	}

@@ -39,7 +39,7 @@ func (e *IdentityServiceError) Error() string {
 // Unwrap returns what went wrong.
 func (e *IdentityServiceError) Unwrap() error { return e.Err }
 
-// RefusedError is the answer of the hub to a request that it does not grant.
+// RefusedError is the hub's answer to a request about the twin that it does not grant.
 type RefusedError struct {
 	What   string // "reported properties"
 	Status int    // as of HTTP: 400, 429, 500 …
@@ -56,10 +56,10 @@ func isBusy(err error) bool {
 		(refused.Status == http.StatusTooManyRequests || refused.Status >= http.StatusInternalServerError)
 }
 
-// errSubscription says that a SUBSCRIBE was answered with 0x80.
-type errSubscription struct{ filter string }
+// subscriptionRefused is why a connection is given up whose SUBSCRIBE the hub answered with 0x80.
+type subscriptionRefused struct{ filter string }
 
-func (e *errSubscription) Error() string {
+func (e *subscriptionRefused) Error() string {
 	return fmt.Sprintf("IoT Hub refuses the subscription %s", e.filter)
 }
 
@@ -86,7 +86,7 @@ func failureOf(err error) api.HubFailure {
 		return api.HubFailureIdentity
 	case errors.As(err, &credentials):
 		return api.HubFailureCredentials
-	case isRefusal(err):
+	case isConnectRefused(err):
 		return api.HubFailureRefused
 	case errors.As(err, &proxy) && !errors.As(err, &name):
 		return api.HubFailureProxy
@@ -102,8 +102,8 @@ func failureOf(err error) api.HubFailure {
 	return ""
 }
 
-// isRefusal reports whether the hub refused a CONNECT for who sent it.
-func isRefusal(err error) bool {
+// isConnectRefused reports whether the hub refused a CONNECT because of its sender.
+func isConnectRefused(err error) bool {
 	for _, refusal := range []error{
 		packets.ErrorRefusedBadUsernameOrPassword, packets.ErrorRefusedNotAuthorised, packets.ErrorRefusedIDRejected,
 	} {
@@ -124,7 +124,7 @@ func isNetwork(err error) bool {
 
 // explained adds to an error of a CONNECT what a person looks at.
 func explained(err error, login *Login) error {
-	if !isRefusal(err) {
+	if !isConnectRefused(err) {
 		return err
 	}
 	what := "the key in the credentials is not the hub's any more, the device is disabled or not registered there"

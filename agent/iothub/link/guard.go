@@ -195,7 +195,7 @@ func (g *guard) checkTopic(topic string) error {
 // $iothub/twin/res/STATUS/?$rid=HEX[&$version=NUMBER].
 func readTwinAnswer(topic string) (id uint32, isAnswer bool) {
 	status, query, found := strings.Cut(strings.TrimPrefix(topic, topicTwinAnswer), "/?")
-	if !found || !isNumber(status, "0123456789", 3) {
+	if !found || !isNumber(status, 3) {
 		return 0, false
 	}
 	ids := 0
@@ -210,7 +210,7 @@ func readTwinAnswer(topic string) (id uint32, isAnswer bool) {
 			}
 			id = uint32(number)
 		case "$version":
-			if !isNumber(value, "0123456789", 18) {
+			if !isNumber(value, 18) {
 				return 0, false
 			}
 		}
@@ -218,8 +218,9 @@ func readTwinAnswer(topic string) (id uint32, isAnswer bool) {
 	return id, ids == 1
 }
 
-func isNumber(text, digits string, most int) bool {
-	return text != "" && len(text) <= most && strings.Trim(text, digits) == ""
+// isNumber reports whether text is a number of at most so many digits.
+func isNumber(text string, most int) bool {
+	return text != "" && len(text) <= most && strings.Trim(text, "0123456789") == ""
 }
 
 // idWindow is how many of the highest IDs are remembered. Far fewer requests are under way at a time.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 )
@@ -146,8 +147,11 @@ func badCredentials(format string, args ...any) error {
 // maxCredentials bounds a file, in bytes.
 const maxCredentials = 64 << 10
 
-// readSecret reads a file by read; nil: os.ReadFile.
+// readSecret reads a file of credentials by read; nil: os.ReadFile.
 func readSecret(read func(string) ([]byte, error), path string) ([]byte, error) {
+	if read == nil {
+		read = os.ReadFile
+	}
 	text, err := read(path)
 	switch {
 	case err != nil:

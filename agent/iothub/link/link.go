@@ -329,7 +329,7 @@ func (l *Link) Report(ctx context.Context, patch json.RawMessage) (version int64
 
 // Event is a message from the device to the cloud.
 type Event struct {
-	ID   string // tells the hub's readers doubles
+	ID   string // by which the hub's readers recognise an event that comes twice
 	Body json.RawMessage
 	// Properties are for routing. Names that begin with "$." are the system's: "$.ct" is the content type.
 	Properties map[string]string

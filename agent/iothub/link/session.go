@@ -272,7 +272,7 @@ func (s *session) verify(ctx context.Context) error {
 			return err
 		}
 		if code := token.(*paho.SubscribeToken).Result()[filter]; code > 1 {
-			return &errSubscription{filter}
+			return &subscriptionRefused{filter}
 		}
 	}
 	return nil
@@ -420,8 +420,8 @@ func (s *session) admit(message []byte) (done func(), ok bool) {
 func (s *session) contained(what string, f func()) (returned bool) {
 	defer func() {
 		if v := recover(); v != nil { // it may hold what was in hand when it came
-			s.log.Error("what IoT Hub sent led to a panic", zap.String("in", what), zap.String("type", fmt.Sprintf("%T", v)),
-				zap.Stack("stack"))
+			s.log.Error("what IoT Hub sent led to a panic", zap.String("in", what),
+				zap.String("type", fmt.Sprintf("%T", v)), zap.Stack("stack"))
 		}
 	}()
 	f()

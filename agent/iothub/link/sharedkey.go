@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 )
@@ -21,11 +20,7 @@ type SharedKeyFile struct {
 
 // Login reads the file.
 func (f SharedKeyFile) Login(context.Context) (Login, error) {
-	read := f.Read
-	if read == nil {
-		read = os.ReadFile
-	}
-	text, err := readSecret(read, f.Path)
+	text, err := readSecret(f.Read, f.Path)
 	if err != nil {
 		return Login{}, err
 	}
