@@ -25,7 +25,7 @@ const (
 	maxEventDetail   = 300
 )
 
-// message is an event as it is sent. Its ID says to the receiver what came twice.
+// message is an event as it is sent. By its ID the receiver recognises one that comes twice.
 type message struct {
 	id         string
 	body       json.RawMessage
@@ -152,8 +152,8 @@ func (q *eventQueue) dropLocked() {
 	q.dropped++
 }
 
-// begin returns the first event, which stays until sent says that it is there.
-func (q *eventQueue) begin() (m message, any bool) {
+// begin returns the first event, if there is one. It stays until end says that IoT Hub has it.
+func (q *eventQueue) begin() (m message, found bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.waiting) == 0 {
@@ -167,7 +167,8 @@ func (q *eventQueue) begin() (m message, any bool) {
 func (q *eventQueue) end(sent bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.sending = false; !sent {
+	q.sending = false
+	if !sent {
 		return
 	}
 	q.bytes -= q.waiting[0].size()

@@ -16,7 +16,7 @@ const (
 	// denialsBurst denials within denialsWindow are a burst.
 	denialsBurst  = 20
 	denialsWindow = 5 * time.Minute
-	// sampleEvery is how far the counts of denials are apart that are remembered.
+	// sampleEvery is how far apart the remembered counts of denials are.
 	sampleEvery = 15 * time.Second
 	// clockPatience is how long a clock is not known to be right, as while a device starts, before that is trouble.
 	clockPatience = 5 * time.Minute
@@ -56,7 +56,7 @@ type watched struct {
 }
 
 // next returns what is remembered of a status, and what has happened since w. at is when the status was taken, by a
-// clock that nobody sets. Of what lasts already when the first status is taken, trouble alone is an event.
+// clock that is never set. Of what is so already when the first status is taken, trouble alone is an event.
 func (w watched) next(status api.Status, at time.Duration) (watched, []api.HubEvent) {
 	n := watched{begun: true}
 	var events []api.HubEvent
@@ -72,7 +72,7 @@ func (w watched) next(status api.Status, at time.Duration) (watched, []api.HubEv
 	return n, events
 }
 
-// tokens sees trouble with tokens begin and end.
+// tokens notes where trouble with tokens has begun, and ended.
 func (n *watched) tokens(w watched, status api.Status, add func(api.HubEvent)) {
 	n.trouble = make(map[tokenKey]bool)
 	there := make(map[tokenKey]bool)
@@ -82,7 +82,8 @@ func (n *watched) tokens(w watched, status api.Status, add func(api.HubEvent)) {
 		if !token.InTrouble() {
 			continue
 		}
-		if n.trouble[key] = true; w.trouble[key] {
+		n.trouble[key] = true
+		if w.trouble[key] {
 			continue
 		}
 		e := api.HubEvent{Type: api.HubEventTokenTrouble, Severity: api.SeverityWarning,
@@ -105,7 +106,7 @@ func (n *watched) tokens(w watched, status api.Status, add func(api.HubEvent)) {
 	}
 }
 
-// current sees tokens carry policy changes that they lacked. A change that was withdrawn is no event.
+// current notes which tokens carry policy changes now that they lacked before. A change that was withdrawn is no event.
 func (n *watched) current(w watched, status api.Status, add func(api.HubEvent)) {
 	onRecord := make(map[string]api.PolicyChange)
 	for _, change := range status.Changes {
@@ -116,7 +117,8 @@ func (n *watched) current(w watched, status api.Status, add func(api.HubEvent)) 
 		key := tokenKey{token.Identity, token.Resource}
 		standing := make(map[string]api.PermissionState)
 		for _, change := range token.Changes {
-			if standing[change.ID] = change.State; (explain.TokenChange{State: change.State}).Lacked() {
+			standing[change.ID] = change.State
+			if (explain.TokenChange{State: change.State}).Lacked() {
 				n.lacked[key] = append(n.lacked[key], change.ID)
 			}
 		}
@@ -139,7 +141,7 @@ func (n *watched) current(w watched, status api.Status, add func(api.HubEvent)) 
 	}
 }
 
-// denied sees a burst of denials begin.
+// denied notes that a burst of denials has begun.
 func (n *watched) denied(w watched, status api.Status, at time.Duration, add func(api.HubEvent)) {
 	count := status.Requests.Denied
 	recent := slices.DeleteFunc(slices.Clone(w.denials), func(c denialCount) bool { return at-c.at > denialsWindow })
@@ -161,11 +163,12 @@ func (n *watched) denied(w watched, status api.Status, at time.Duration, add fun
 	add(e)
 }
 
-// clock sees trouble with the clock begin and end.
+// clock notes that trouble with the clock has begun, or ended.
 func (n *watched) clock(w watched, status api.Status, at time.Duration, add func(api.HubEvent)) {
 	off := status.Clock.Skew != nil && max(*status.Clock.Skew, -*status.Clock.Skew) >= clockTolerance
 	n.clockWrong = !status.Clock.Known || off
-	if n.clockSince = at; w.clockWrong {
+	n.clockSince = at
+	if w.clockWrong {
 		n.clockSince = w.clockSince
 	}
 	n.clockTrouble = n.clockWrong && (w.clockTrouble || at-n.clockSince >= clockPatience)
@@ -182,7 +185,8 @@ func (n *watched) clock(w watched, status api.Status, at time.Duration, add func
 	}
 }
 
-// denyRules sees rules come and go, the record of them be lost and known again, and the hub be set aside and heeded.
+// denyRules notes which rules have come and gone, whether their record was lost or is known again, and whether root has
+// set the hub aside or heeds it again.
 func (n *watched) denyRules(w watched, status api.Status, add func(api.HubEvent)) {
 	n.rules = make(map[string]string)
 	var deny api.DenyStatus

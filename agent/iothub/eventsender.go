@@ -21,11 +21,11 @@ const (
 	sendMaxPause = 5 * time.Minute
 	summaryEvery = 10 * time.Minute // how often an event says how many were suppressed
 
-	eventsAtOnce = 40 // of those that tell good news, and as many of the others; and then
+	eventsAtOnce = 40 // of severity info, and as many of the others; and then
 	eventsHour   = 60 // an hour of each
 )
 
-// events tells IoT Hub what happens to the device, by comparing one status with the next.
+// events sends IoT Hub what happens to the device, which it finds by comparing one status with the next.
 type events struct {
 	look   func() api.Status // the whole status
 	send   func(ctx context.Context, id string, body json.RawMessage, properties map[string]string) error
@@ -66,7 +66,7 @@ func (e *events) notice() { poke(e.noted) }
 // connected says that IoT Hub can be reached again. It does not block.
 func (e *events) connected() { poke(e.online) }
 
-// close ends it. What is not sent is lost.
+// close ends both loops. What is not sent is lost.
 func (e *events) close() {
 	e.end()
 	e.loops.Wait()
@@ -116,7 +116,8 @@ func (e *events) watch(ctx context.Context) {
 	}
 }
 
-// allows takes an event out of its budget. Good news has one of its own, so that much of it delays no other.
+// allows reports whether the budget has room for an event, and takes it out. Good news has a budget of its own, so that
+// much of it crowds out nothing else.
 func (e *events) allows(event api.HubEvent) bool {
 	if event.Severity == api.SeverityInfo {
 		return e.infos.Allow()
@@ -155,8 +156,8 @@ func (s *summary) next(now time.Time, at time.Duration, dropped int64) (api.HubE
 func (e *events) deliver(ctx context.Context) {
 	wait := sendPause
 	for {
-		m, any := e.queue.begin()
-		if !any {
+		m, found := e.queue.begin()
+		if !found {
 			select {
 			case <-ctx.Done():
 				return

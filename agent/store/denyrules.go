@@ -42,30 +42,30 @@ func OpenDenyRules(changes *PolicyChanges) *DenyRules {
 // it cannot be read now: Save refuses to overwrite it until Load has read it.
 func (r *DenyRules) Load() (*deny.Record, error) {
 	record, fault := r.load(denyName)
-	twin, other := r.load(denyCopyName)
+	copied, copyFault := r.load(denyCopyName)
 	switch {
-	case isLoose(fault) && isLoose(other):
-		both := deny.Newest(*record, *twin)
+	case isLoose(fault) && isLoose(copyFault):
+		both := deny.Newest(*record, *copied)
 		record = suspect(&both, fault)
-	case isLoose(fault) && twin != nil:
-		record = twin
-	case isLoose(other) && record != nil:
-	case record == nil && twin != nil:
-		record, fault = twin, cmp.Or(fault, fmt.Errorf("%s is gone", denyName))
-		if isLoose(other) {
-			record = suspect(twin, other)
+	case isLoose(fault) && copied != nil:
+		record = copied
+	case isLoose(copyFault) && record != nil:
+	case record == nil && copied != nil:
+		record, fault = copied, cmp.Or(fault, fmt.Errorf("%s is gone", denyName))
+		if isLoose(copyFault) {
+			record = suspect(copied, copyFault)
 		}
-	case twin == nil && record != nil:
-		other = cmp.Or(other, fmt.Errorf("%s is gone", denyCopyName))
+	case copied == nil && record != nil:
+		copyFault = cmp.Or(copyFault, fmt.Errorf("%s is gone", denyCopyName))
 		if isLoose(fault) {
 			record = suspect(record, fault)
 		}
 	case record != nil:
-		newest := deny.Newest(*record, *twin)
+		newest := deny.Newest(*record, *copied)
 		record = &newest
 	}
-	r.settle(record != nil, &fault, &other)
-	switch why := cmp.Or(r.unread, fault, other); {
+	r.settle(record != nil, &fault, &copyFault)
+	switch why := cmp.Or(r.unread, fault, copyFault); {
 	case record != nil:
 		r.changes.NoteDenyRules()
 		return record, why

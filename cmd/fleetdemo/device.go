@@ -91,7 +91,7 @@ func (d *device) status(now func() time.Time) api.Status {
 	return s
 }
 
-// serves reports whether the module gets its token, and an error that says why not.
+// serves returns why the module does not get its token, or nil: it does.
 func (d *device) serves(ctx context.Context) error {
 	_, err := d.agent.Token(ctx, module, agent.Request{Request: grants.Request{Resource: vault}})
 	return err

@@ -111,8 +111,8 @@ type goal struct {
 	is   func(*member) bool
 }
 
-// reach waits until each device has reached each goal, or ctx ends, and shows how far they are. It returns when each
-// did, since begun.
+// reach waits until each device has reached each goal, or ctx ends, and shows how far they are. It returns how long
+// after begun each of them did.
 func (f *fleet) reach(ctx context.Context, begun time.Time, goals ...goal) spread {
 	s := spread{devices: len(f.members)}
 	done := make([]map[*member]bool, len(goals))
@@ -197,7 +197,7 @@ func (f *fleet) acknowledges(m *member) bool {
 	return desired["status"] == "applied" && fmt.Sprint(desired["version"]) == fmt.Sprint(version)
 }
 
-// backSince returns when each device connected again, since the hub was there again.
+// backSince returns how long after resumed, when the hub was back, each device connected again.
 func (f *fleet) backSince(resumed time.Time) (back []time.Duration) {
 	for _, m := range f.members {
 		for _, on := range f.hub.Counters(m.name).ConnectedOn {

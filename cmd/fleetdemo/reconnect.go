@@ -13,10 +13,10 @@ const parts = 6
 type reconnect struct {
 	cap     time.Duration
 	devices int
-	buckets []int // connections in each sixth of the cap, since the hub is there again
+	buckets []int // connections in each sixth of the cap, from when the hub was back
 }
 
-// reconnectOf counts connections by sixths of the cap. back is when each device was connected again, since the hub was.
+// reconnectOf counts connections by sixths of the cap. back is how long after the hub each device was back.
 func reconnectOf(back []time.Duration, devices int, cap time.Duration) reconnect {
 	r := reconnect{cap: cap, devices: devices, buckets: make([]int, parts)}
 	for _, at := range back {
@@ -52,5 +52,6 @@ func (r reconnect) picture(columns int) string {
 	}
 	perSecond := func(n float64) float64 { return n / (r.cap / parts).Seconds() }
 	return text + fmt.Sprintf("  peak %d in a sixth of the cap (%.0f a second), mean %.1f (%.0f a second)\n"+
-		"  the peak is %.2f times the mean\n", r.peak(), perSecond(float64(r.peak())), r.mean(), perSecond(r.mean()), r.ratio())
+		"  the peak is %.2f times the mean\n",
+		r.peak(), perSecond(float64(r.peak())), r.mean(), perSecond(r.mean()), r.ratio())
 }

@@ -20,11 +20,10 @@ const (
 	columns     = 60               // of drawings
 )
 
-// show tells what a fleet does, and what of that is not as it should be.
+// show is a demonstration: it writes what a fleet does, and notes what of that is not as it should be.
 type show struct {
 	*fleet
 	options
-	out    io.Writer
 	faults []error
 }
 
@@ -35,7 +34,7 @@ func run(ctx context.Context, o options, out io.Writer) error {
 		return err
 	}
 	defer f.close()
-	s := &show{fleet: f, options: o, out: out}
+	s := &show{fleet: f, options: o}
 	s.connect(ctx)
 	spread, err := s.policyChange(ctx)
 	if err != nil {

@@ -69,7 +69,7 @@ func (s spread) table() string {
 // seconds writes a time as a number of seconds.
 func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
 
-// last returns when the last device reached the last milestone that any has reached.
+// last returns when a device reached a milestone last.
 func (s spread) last() (last time.Duration) {
 	for _, m := range s.milestones {
 		for _, r := range m.reached {
