@@ -175,26 +175,62 @@ func (s *standing) matchesToken(identity *grants.Identity, resource string) bool
 	return s.rule.IsForResource(resource, s.names)
 }
 
-// matchesCaller reports whether c may be one that the rule names. Where that cannot be told, it is.
+// matchesCaller reports whether c may be one that the rule names. What is not known of a caller may be what the rule
+// names: on the loopback listener all but what its secret is for, and on a module's socket where the module runs, unless
+// the module has to run in a container.
 //
 // A user is who the kernel says runs the process, wherever it runs: a unit of that user, a container without an own
-// user namespace, a rootless one. It is more than a grant by user matches. A caller on the loopback listener whose user
-// is not known may be of any.
+// user namespace, a rootless one. It is more than a grant by user matches.
 func (s *standing) matchesCaller(c *grants.Caller) bool {
-	if m := s.rule.Module; m != "" && c.Module != m && (c.Container == nil || c.Container.EdgeModule != m) {
-		return false
-	}
-	if s.rule.Unit != "" && c.Unit != s.unit {
-		return false
-	}
-	if s.rule.User == "" || s.anyUser {
-		return true
-	}
+	return s.mayBeModule(c) && s.mayBeUnit(c) && s.mayBeUser(c)
+}
+
+func (s *standing) mayBeModule(c *grants.Caller) bool {
+	m := s.rule.Module
+	return m == "" || c.Module == m || c.Container != nil && c.Container.EdgeModule == m || isModuleUnknown(c)
+}
+
+func (s *standing) mayBeUnit(c *grants.Caller) bool {
+	return s.rule.Unit == "" || c.Unit == s.unit || isUnitUnknown(c)
+}
+
+func (s *standing) mayBeUser(c *grants.Caller) bool {
 	switch {
+	case s.rule.User == "" || s.anyUser:
+		return true
 	case c.UID != grants.NoID:
 		return c.UID == s.uid
 	case c.Peer != nil:
 		return *c.Peer == s.uid
 	}
-	return c.Via != "" && s.uid != grants.NoID
+	return isUserUnknown(c) && s.uid != grants.NoID
+}
+
+// Unknown returns which of what t names is not known of a caller, so that the caller may be the one: "unit"; empty: all
+// of it is known.
+func (t Target) Unknown(c *grants.Caller) string {
+	switch {
+	case t.Module != "" && t.Module != c.Module && isModuleUnknown(c):
+		return "module"
+	case t.Unit != "" && isUnitUnknown(c):
+		return "unit"
+	case t.User != "" && isUserUnknown(c):
+		return "user"
+	}
+	return ""
+}
+
+// isModuleUnknown reports whether c may be a module of any name: a container on the loopback listener is known by its
+// image alone.
+func isModuleUnknown(c *grants.Caller) bool { return c.Via != "" && c.Container != nil }
+
+// isUnitUnknown reports whether c may be of any unit. In a container it is of none.
+func isUnitUnknown(c *grants.Caller) bool {
+	onModuleSocket := c.Module != "" && c.UID != grants.NoID
+	return c.Unit == "" && c.Container == nil && (c.Via != "" || onModuleSocket)
+}
+
+// isUserUnknown reports whether c may be of any user.
+func isUserUnknown(c *grants.Caller) bool {
+	return c.Via != "" && c.UID == grants.NoID && c.Peer == nil
 }
