@@ -77,6 +77,7 @@ type Agent struct {
 	cache   *tokencache.Cache
 	clock   tokencache.Clock
 	log     *zap.Logger
+	hubLog  *zap.Logger // what IoT Hub causes, bounded
 	changed func()
 
 	closing sync.Once
@@ -114,7 +115,7 @@ func New(o Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, changed: o.Changed}
+	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, hubLog: BoundedLog(o.Log), changed: o.Changed}
 	a.audit.open(o.Log, a.clock)
 	a.simulated.expected = o.Simulated
 	a.deny.open(o.Deny, a.clock, o.Log)
@@ -194,6 +195,7 @@ func (a *Agent) close() {
 	a.rereading.close()
 	a.changeSaver.close()
 	a.deny.saver.close()
+	a.deny.handers.Wait()
 	keep()
 }
 

@@ -174,7 +174,11 @@ func (a *Agent) logChange(message, by string, p tokencache.PolicyChange) {
 	if resource == "" {
 		resource = "all"
 	}
-	a.log.Info(message, zap.String("by", by), zap.String("id", p.ID), zap.String("effect", string(p.Effect)),
+	log := a.log
+	if strings.HasPrefix(by, "iothub ") {
+		log = a.hubLog
+	}
+	log.Info(message, zap.String("by", by), zap.String("id", p.ID), zap.String("effect", string(p.Effect)),
 		zap.String("identity", identity), zap.String("resource", resource), zap.Time("at", p.At),
 		zap.String("note", p.Note))
 }

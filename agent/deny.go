@@ -26,6 +26,7 @@ func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Reco
 	if err := a.enforceDenyRules(change); err != nil {
 		return err
 	}
+	a.deny.handOverNow(a.log)
 	return a.keepDenyRules(done)
 }
 
@@ -39,7 +40,7 @@ func (a *Agent) keepDenyRules(done string) error {
 	return nil
 }
 
-// enforceDenyRules puts what change makes of the record in force, if that differs. It waits for no disk.
+// enforceDenyRules puts what change makes of the record in force, if that differs. It waits for nothing.
 func (a *Agent) enforceDenyRules(change func(deny.Record) (deny.Record, error)) error {
 	a.deny.mu.Lock()
 	after, err := change(a.deny.record)
@@ -55,7 +56,6 @@ func (a *Agent) enforceDenyRules(change func(deny.Record) (deny.Record, error)) 
 	if isNew {
 		a.cache.Wake()
 		a.changed()
-		a.deny.handOverNow(a.log)
 	}
 	return nil
 }
@@ -132,7 +132,7 @@ func (a *Agent) TightenTwinDeny(hub string, targets []api.DenyRequest, version i
 	}
 	return a.changeTwinRules(func(record deny.Record) (deny.Record, error) {
 		return record.Tighten(from, wanted, api.Time(a.clock.Wall())), nil
-	}, hub)
+	}, from)
 }
 
 // SetTwinDeny denies what the twin names, which was read whole, and lifts what it denied before and names no more. It
@@ -151,11 +151,11 @@ func (a *Agent) SetTwinDeny(hub string, targets []api.DenyRequest, version int64
 			a.deny.twinHub = hub
 		}
 		return after, err
-	}, hub)
+	}, from)
 }
 
 // changeTwinRules changes the record as the twin wants it, and logs which rules came and went.
-func (a *Agent) changeTwinRules(change func(deny.Record) (deny.Record, error), hub string) error {
+func (a *Agent) changeTwinRules(change func(deny.Record) (deny.Record, error), from deny.HubSide) error {
 	var before, after deny.Record
 	err := a.enforceDenyRules(func(record deny.Record) (deny.Record, error) {
 		changed, err := change(record)
@@ -168,8 +168,9 @@ func (a *Agent) changeTwinRules(change func(deny.Record) (deny.Record, error), h
 	if err != nil {
 		return err
 	}
+	a.deny.handOverSoon(a.hubLog)
 	a.deny.saver.begin()
-	a.logDifference("IoT Hub "+hub, before, after)
+	a.logDifference("IoT Hub "+from.Hub, from.Version, before, after)
 	a.logMissing(before, after)
 	return nil
 }
@@ -315,21 +316,52 @@ func tooManyDenyRules(err error) error {
 		"%v, and none of these was set: lift some, or deny more with one rule", err)}
 }
 
-// logDifference logs the rules that one record has and the other has not.
-func (a *Agent) logDifference(by string, before, after deny.Record) {
-	for _, rule := range after.Rules {
-		if _, known := before.Find(rule.ID); !known {
-			a.logDenyRule("deny rule set", by, rule, MessageDenyRuleSet)
-		}
-	}
-	for _, rule := range before.Rules {
-		if _, stays := after.Find(rule.ID); !stays {
-			a.logDenyRule("deny rule lifted", by, rule, MessageDenyRuleLifted)
-		}
-	}
+// logDifference logs the rules that one record has and the other has not: those that are new in one line, and those that
+// are gone in another.
+func (a *Agent) logDifference(by string, version int64, before, after deny.Record) {
+	a.logDenyRules("deny rule", "set", by, version, missingFrom(before, after), MessageDenyRuleSet)
+	a.logDenyRules("deny rule", "lifted", by, version, missingFrom(after, before), MessageDenyRuleLifted)
 }
 
-func (a *Agent) logDenyRule(message, by string, rule deny.Rule, id string) {
-	a.log.Warn(message, zap.String("id", rule.ID), zap.Stringer("denies", rule.Target), zap.String("by", by),
-		zap.String("origin", string(rule.Origin)), zap.String("note", rule.Note), zap.String("message_id", id))
+// missingFrom returns the rules of one record that the other has not.
+func missingFrom(other, record deny.Record) (all []deny.Rule) {
+	for _, rule := range record.Rules {
+		if _, known := other.Find(rule.ID); !known {
+			all = append(all, rule)
+		}
+	}
+	return all
+}
+
+// namedRules is how many rules a line about more of them names.
+const namedRules = 4
+
+// logDenyRules writes a line about rules that a version of the twin set or lifted, if there are any.
+func (a *Agent) logDenyRules(what, done, by string, version int64, rules []deny.Rule, id string) {
+	switch len(rules) {
+	case 0:
+		return
+	case 1:
+		a.logDenyRule(what+" "+done, by, rules[0], id, zap.Int64("version", version))
+		return
+	}
+	var targets []string
+	for _, rule := range rules[:min(len(rules), namedRules)] {
+		targets = append(targets, truncate(rule.Target.String(), maxNote))
+	}
+	fields := []zap.Field{zap.Int("rules", len(rules)), zap.Strings("denies", targets)}
+	if more := len(rules) - namedRules; more > 0 {
+		fields = append(fields, zap.Int("more", more))
+	}
+	a.hubLog.Warn(what+"s "+done, append(fields, zap.String("by", by), zap.Int64("version", version),
+		zap.String("origin", string(deny.Twin)), zap.String("message_id", id))...)
+}
+
+func (a *Agent) logDenyRule(message, by string, rule deny.Rule, id string, more ...zap.Field) {
+	log := a.hubLog
+	if rule.Origin == deny.Local {
+		log = a.log
+	}
+	log.Warn(message, append(more, zap.String("id", rule.ID), zap.Stringer("denies", rule.Target), zap.String("by", by),
+		zap.String("origin", string(rule.Origin)), zap.String("note", rule.Note), zap.String("message_id", id))...)
 }

@@ -131,20 +131,32 @@ func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger
 	}
 }
 
-// handOverNow hands the record over, if there is one.
+// handOverSoon has the record handed over, and waits for nothing.
+func (d *denyRules) handOverSoon(log *zap.Logger) {
+	if d.handOver == nil || d.waiting.Swap(true) {
+		return
+	}
+	d.handers.Go(func() { d.handOverNow(log) })
+}
+
+// handOverNow hands the record over, if there is one that was not.
 func (d *denyRules) handOverNow(log *zap.Logger) {
 	if d.handOver == nil {
 		return
 	}
 	d.handing.Lock()
 	defer d.handing.Unlock()
+	d.waiting.Store(false)
 	record := d.saver.now()
-	if record.Lineage == "" {
+	origin := d.saver.origin(record)
+	if record.Lineage == "" || origin == d.handed {
 		return
 	}
 	if err := d.handOver(record); err != nil {
 		log.Warn("the deny rules could not be handed over to the next process", zap.Error(err))
+		return
 	}
+	d.handed = origin
 }
 
 // readDenyRulesAgain tries to read the record until that works or the agent is closed.

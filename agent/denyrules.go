@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"perceptd/agent/deny"
+	"perceptd/tokencache"
 )
 
 // denyRules are the deny rules in force.
@@ -21,8 +22,11 @@ type denyRules struct {
 	noted atomic.Bool            // a record is on the disk, and first was called
 	first atomic.Pointer[func()] // called once the first record is on the disk
 
-	handing  sync.Mutex              // one call of handOver at a time
+	handing  sync.Mutex              // one call of handOver at a time; protects handed
 	handOver func(deny.Record) error // nil: nothing is handed over
+	handed   tokencache.Origin       // what was handed over last
+	waiting  atomic.Bool             // a goroutine waits to hand over what is in force then
+	handers  sync.WaitGroup          // that one, and the one that it waits for
 
 	mu      sync.Mutex  // one change of rules at a time: deny rules, or a reload; protects what follows
 	record  deny.Record // what is in force

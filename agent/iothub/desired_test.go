@@ -69,7 +69,7 @@ func desiredOf(percept string) json.RawMessage {
 }
 
 // vision and logger are who asks for tokens.
-var vision, logger = grants.Caller{Module: "vision"}, grants.Caller{Module: "log"}
+var vision, logger = grants.Caller{Module: "vision"}, grants.Caller{Module: "log", Container: &grants.Container{ID: "c"}}
 
 // served reports whether a caller is served, and which code it is refused with otherwise.
 func (w twinned) served(t *testing.T, caller grants.Caller) (bool, api.Code) {

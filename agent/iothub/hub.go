@@ -64,6 +64,7 @@ func New(o Options) *Hub {
 	if o.Changed == nil {
 		o.Changed = func() {}
 	}
+	o.Log, o.Link.Log = agent.BoundedLog(o.Log), agent.BoundedLog(o.Link.Log)
 	h := &Hub{
 		webSocket: o.Link.WebSocket, changed: o.Changed,
 		desired: &desired{

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math"
 	"strings"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -25,11 +24,9 @@ const (
 	// refreshTime is less than the 30 s for which IoT Hub waits unless the caller says otherwise.
 	refreshTime = 25 * time.Second
 
-	maxPayload  = 128 << 10 // IoT Hub sends no more
-	linesBurst  = 50        // lines of methods in the journal at once, and then
-	linesSecond = 5         // a second
-	allBurst    = 400       // calls at once of all methods but percept.deny, and then
-	allSecond   = 40        // a second
+	maxPayload = 128 << 10 // IoT Hub sends no more
+	allBurst   = 400       // calls at once of all methods but percept.deny, and then
+	allSecond  = 40        // a second
 )
 
 // method is a direct method.
@@ -57,15 +54,11 @@ type methods struct {
 	agent  *agent.Agent
 	status func() api.Status // the whole status
 	hub    func() string     // the hub's identity of this device
-	log    *zap.Logger
+	log    *zap.Logger       // bounded
 
 	all    *rate.Limiter
 	each   []*rate.Limiter // of theMethods
 	places []chan struct{} // taken by calls under way, of theMethods
-
-	mu      sync.Mutex // protects what follows
-	lines   *rate.Limiter
-	skipped int // lines left out since the last one
 }
 
 // methodCall is one call of a method.
@@ -78,7 +71,7 @@ type methodCall struct {
 func newMethods(a *agent.Agent, status func() api.Status, hub func() string, log *zap.Logger) *methods {
 	m := &methods{
 		agent: a, status: status, hub: hub, log: log,
-		all: rate.NewLimiter(allSecond, allBurst), lines: rate.NewLimiter(linesSecond, linesBurst),
+		all: rate.NewLimiter(allSecond, allBurst),
 	}
 	for _, method := range theMethods {
 		m.each = append(m.each, rate.NewLimiter(rate.Limit(method.second), method.burst))
@@ -241,24 +234,11 @@ var methodNext = map[api.Code]string{
 	api.CodeTooManyChanges:   "percept.status lists them",
 }
 
-// logCall writes one line for a call, if that may be written.
+// logCall writes one line for a call.
 func (m *methods) logCall(c *methodCall, status int, code api.Code) {
-	m.mu.Lock()
-	write := m.lines.Allow()
-	skipped := m.skipped
-	if m.skipped = 0; !write {
-		m.skipped = skipped + 1
-	}
-	m.mu.Unlock()
-	if !write {
-		return
-	}
 	fields := append([]zap.Field{zap.String("by", c.by), zap.Int("status", status)}, c.about...)
 	if code != "" {
 		fields = append(fields, zap.String("code", string(code)))
-	}
-	if skipped > 0 {
-		fields = append(fields, zap.Int("left_out", skipped))
 	}
 	m.log.Info("direct method answered", append(fields, zap.String("message_id", MessageMethod))...)
 }
