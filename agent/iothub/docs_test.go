@@ -205,7 +205,7 @@ func TestDocumentedReport(t *testing.T) {
 			LastOutcome: api.OutcomeFailed, LastError: "the back end cannot be reached",
 		}, stale},
 		Deny: &api.DenyStatus{Rules: []api.DenyRule{{
-			ID: "5f0c2a34", DenyTarget: api.DenyTarget{Module: "vision"}, Origin: api.DenyTwin,
+			ID: "twin-d6e0c5bb9d1e1754", DenyTarget: api.DenyTarget{Module: "vision"}, Origin: api.DenyTwin,
 			Since: docsTime.Add(-time.Minute),
 		}}},
 		Requests: api.RequestCounts{Served: 1204, Denied: 3, Failed: 1},
