@@ -17,7 +17,7 @@ import (
 const MaxTwinChanges = 100
 
 // CheckTwinChanges returns what is wrong with the policy changes that a twin lists, whatever is configured here; nil:
-// nothing. Each needs its time: that at which the twin is read says nothing.
+// nothing. Each must have its time, since the time at which the twin is read says nothing.
 func CheckTwinChanges(all []api.PolicyChangeRequest) error {
 	if len(all) > MaxTwinChanges {
 		return fmt.Errorf("policyChanges lists %d: at most %d can be, take out those that are over", len(all),
@@ -35,10 +35,10 @@ func CheckTwinChanges(all []api.PolicyChangeRequest) error {
 	return nil
 }
 
-// SetTwinChanges has the twin's policy changes on record be these, which CheckTwinChanges has found to be sound. hub is
-// the device's identity in IoT Hub, and version that of the desired properties. It returns in words which of them
-// concern nothing here. The error says why nothing was changed or, with CodeNotKept, that it is in force and not on the
-// disk.
+// SetTwinChanges replaces the twin's policy changes on record by these, which CheckTwinChanges has found to be sound.
+// hub is the device's identity in IoT Hub, and version that of the desired properties. idle says in words which of them
+// concern nothing here. The error says why nothing was changed or, with CodeNotKept, that the changes are in force and
+// not on the disk.
 func (a *Agent) SetTwinChanges(
 	hub string, all []api.PolicyChangeRequest, version int64,
 ) (idle []string, err error) {

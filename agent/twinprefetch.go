@@ -9,10 +9,11 @@ import (
 	"perceptd/tokencache"
 )
 
-// MaxTwinPrefetch is how many tokens a twin has prefetched at most.
+// MaxTwinPrefetch is how many tokens a twin may list to be prefetched.
 const MaxTwinPrefetch = 64
 
-// CheckPrefetch returns what is wrong with what a twin has prefetched, whatever is configured here; nil: nothing.
+// CheckPrefetch returns what is wrong with the tokens that a twin lists to be prefetched, whatever is configured here;
+// nil: nothing.
 func CheckPrefetch(all []api.PrefetchRequest) error {
 	if len(all) > MaxTwinPrefetch {
 		return fmt.Errorf("prefetch lists %d tokens: at most %d can be", len(all), MaxTwinPrefetch)
@@ -25,8 +26,8 @@ func CheckPrefetch(all []api.PrefetchRequest) error {
 	return nil
 }
 
-// SetPrefetch has these tokens be fetched before anyone asks, beside those of the configuration, as far as grants allow
-// them. They replace those of the call before. It returns in words which of them concern nothing here.
+// SetPrefetch prefetches these tokens beside those of the configuration, as far as grants allow them, in the place of
+// those of the call before. idle says in words which of them concern nothing here.
 func (a *Agent) SetPrefetch(all []api.PrefetchRequest) (idle []string, err error) {
 	a.apply.Lock()
 	defer a.apply.Unlock()
@@ -34,8 +35,8 @@ func (a *Agent) SetPrefetch(all []api.PrefetchRequest) (idle []string, err error
 	return a.prefetch(a.rules.Load())
 }
 
-// prefetch has the configured tokens and the twin's be fetched before anyone asks. The caller holds apply. Where there
-// is no room for all of the twin's, some are left out: what is configured goes first.
+// prefetch prefetches the configured tokens and the twin's. The caller holds apply. Where there is no room for all, some
+// of the twin's are left out.
 func (a *Agent) prefetch(rules *ruleset) (idle []string, err error) {
 	keys := slices.Clone(rules.Prefetch())
 	for i, p := range a.twinPrefetch {

@@ -162,8 +162,8 @@ func (f *fleet) progress(at time.Duration, s spread) {
 	fmt.Fprintln(f.out, text)
 }
 
-// configure has the hub set a property below percept in the twin of each device, by an automatic configuration of that
-// name.
+// configure creates an automatic configuration of that name, by which the hub sets a property below percept in the twin
+// of each device.
 func (f *fleet) configure(ctx context.Context, name, property string, value any) error {
 	body, err := json.Marshal(map[string]any{
 		"id": name, "targetCondition": "*", "priority": 10,

@@ -90,7 +90,7 @@ func (s *show) connect(ctx context.Context) {
 // connected is a goal.
 var connected = goal{"connected", func(m *member) bool { return m.hub.Status().Connected }}
 
-// policyChange has a policy change spread to all devices, and shows how.
+// policyChange sends all devices a policy change, and shows how it spreads.
 func (s *show) policyChange(ctx context.Context) (spread, error) {
 	s.say("one policy change goes to all of them, by one automatic configuration")
 	const note = "from the fleet's twin"
@@ -115,7 +115,7 @@ func (s *show) policyChange(ctx context.Context) (spread, error) {
 	return r, nil
 }
 
-// denial has the module's tokens be denied on all devices, and served again.
+// denial denies the module's tokens on all devices, and lifts that again.
 func (s *show) denial(ctx context.Context) error {
 	s.say("another configuration denies the module's tokens, and is deleted again")
 	ctx, cancel := context.WithTimeout(ctx, denyTime)

@@ -12,7 +12,7 @@ import (
 )
 
 // hub says how this device and IoT Hub are connected, and what of the twin is in force; "" where no hub is configured.
-// Reasons that the trouble says are not told twice.
+// Reasons that the trouble has given already are left out.
 func (s screen) hub(status api.Status) string {
 	if status.Hub == nil {
 		return ""
@@ -87,8 +87,8 @@ func nextTry(now time.Time, h *api.HubStatus) string {
 	return "; it is being tried now"
 }
 
-// twinText says what of the twin's desired properties is in force, and when the hub last took a report. Nothing
-// is where root has set it aside. Why a version is refused is left out where reported says that it was told.
+// twinText says what of the twin's desired properties is in force, which is nothing where root has set it aside, and
+// when the hub last took a report. It leaves out why a version is refused where that was reported.
 func twinText(now time.Time, h *api.HubStatus, aside, reported bool) (text string, how term.Style) {
 	d := h.Desired
 	version := "twin version " + strconv.FormatInt(d.Version, 10)

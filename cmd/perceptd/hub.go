@@ -184,8 +184,8 @@ func (h *iotHub) troubles() []string {
 	return hubTroubles(*s, h.agent.HubSetAside(), why, time.Now())
 }
 
-// hubTroubles is troubles of a status. aside: root has set aside what the hub sets, and wants none of it in force. why
-// is what of the configuration cannot be used.
+// hubTroubles returns the troubles of a status. aside says that root has set aside what the hub sets, and why what is
+// wrong with the configuration; nil: nothing.
 func hubTroubles(s api.HubStatus, aside bool, why error, now time.Time) (troubles []string) {
 	switch {
 	case why != nil:

@@ -25,8 +25,8 @@ const (
 	portWebSocket = "443"
 )
 
-// pathWebSocket is where MQTT over WebSocket begins. withoutCertificate has the hub not ask for a client's certificate
-// in the middle of TLS, as Microsoft's SDKs say it.
+// pathWebSocket is the path of MQTT over WebSocket. With withoutCertificate, which Microsoft's SDKs send too, the hub
+// does not ask for a client's certificate in the middle of TLS.
 const (
 	pathWebSocket      = "/$iothub/websocket"
 	withoutCertificate = "?iothub-no-client-cert=true"

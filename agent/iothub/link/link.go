@@ -141,7 +141,7 @@ func (l *Link) Status() Status {
 	return l.status
 }
 
-// TryAgain has the credentials read again. It connects at once where there is no connection, or where they differ.
+// TryAgain makes the link read its credentials again, and connect at once where there is no connection or they differ.
 func (l *Link) TryAgain() {
 	select {
 	case l.wake <- struct{}{}:

@@ -23,7 +23,7 @@ func NewSchedule(longest time.Duration, roll func() float64) *Schedule {
 	return s
 }
 
-// Reset has the waits begin from the shortest again.
+// Reset makes the waits begin from the shortest again.
 func (s *Schedule) Reset() { s.bound, s.even = min(firstBackoff, s.longest), false }
 
 // Next returns the next wait.
@@ -50,8 +50,8 @@ const (
 	maxBusyPause   = 5 * time.Minute
 )
 
-// busyPause returns how long to wait after the hub was too busy so many times in a row: a random time up to a bound that
-// doubles. A fleet that reads its twins together comes back apart.
+// busyPause returns how long to wait after the hub was too busy so many times in a row: a random time, up to a bound
+// that doubles. So devices that read their twins together do not come back together.
 func busyPause(times int, roll func() float64) time.Duration {
 	bound := min(firstBusyPause<<min(times-1, 16), maxBusyPause)
 	return time.Duration(roll() * float64(bound))

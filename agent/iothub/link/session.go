@@ -24,14 +24,14 @@ const (
 	methodsAtOnce = 16  // are answered at a time
 	methodsQueued = 256 // wait, at most
 
-	// maxWaiting bounds the memory of what the hub sent and nobody has taken yet, in bytes, with messageCost for each.
+	// maxWaiting bounds the memory of messages that came and were not handed on yet, in bytes, with messageCost for each.
 	maxWaiting  = 4 << 20
 	messageCost = 4 << 10
 
-	// maxUnacknowledged bounds what was sent and the hub has not acknowledged. It is all in memory.
+	// maxUnacknowledged bounds the messages that the hub has not acknowledged yet. All of them are in memory.
 	maxUnacknowledged = 512
 
-	// farewell is how long a connection stays open after its session, so that the last packet leaves.
+	// farewell is how long a connection stays open after its session has ended, so that the last packet gets out.
 	farewell = 300 * time.Millisecond
 	// twinRetry is how soon the twin is read again after a read that failed, at first.
 	twinRetry = time.Second
@@ -257,8 +257,8 @@ func (s *session) configure(o *paho.ClientOptions, password string) {
 	o.SetConnectionLostHandler(func(_ paho.Client, err error) { s.cancel(&connectionLost{err}) })
 }
 
-// verify subscribes once more, since the library takes a refused subscription (SUBACK 0x80) for a good one. A SUBSCRIBE
-// has one filter each: see checkLength.
+// verify subscribes once more, since the library does not notice that a subscription is refused (SUBACK 0x80). Each
+// SUBSCRIBE has one filter: see checkLength.
 func (s *session) verify(ctx context.Context) error {
 	for _, topic := range []string{topicMethod, topicTwinAnswer, topicDesired} {
 		filter := topic + "#"
@@ -431,8 +431,9 @@ func (s *session) contained(what string, f func()) (returned bool) {
 // desiredDispatcher takes notifications of desired properties.
 type desiredDispatcher struct{ *session }
 
-// Dispatch hands a notification on, and has the twin read: by the notification alone it is not known whether it adds
-// to the properties or takes the place of all. One that comes while too much waits is left to the reading.
+// Dispatch hands a notification on, and requests a read of the twin, since a notification does not say whether it adds
+// to the properties or replaces them all. While too much waits it hands nothing on: the read has what the notification
+// says.
 func (d desiredDispatcher) Dispatch(text []byte) {
 	if done, ok := d.admit(text); ok {
 		d.patching <- struct{}{}
