@@ -12,20 +12,6 @@ import (
 // MaxTwinPrefetch is how many tokens a twin may list to be prefetched.
 const MaxTwinPrefetch = 64
 
-// CheckPrefetch returns what is wrong with the tokens that a twin lists to be prefetched, whatever is configured here;
-// nil: nothing.
-func CheckPrefetch(all []api.PrefetchRequest) error {
-	if len(all) > MaxTwinPrefetch {
-		return fmt.Errorf("prefetch lists %d tokens: at most %d can be", len(all), MaxTwinPrefetch)
-	}
-	for i, p := range all {
-		if err := grants.CheckResource(grants.TrimScope(p.Resource)); err != nil {
-			return fmt.Errorf("prefetch[%d]: %w", i, err)
-		}
-	}
-	return nil
-}
-
 // SetPrefetch prefetches these tokens beside those of the configuration, as far as grants allow them, in the place of
 // those of the call before. idle says in words which of them concern nothing here.
 func (a *Agent) SetPrefetch(all []api.PrefetchRequest) (idle []string, err error) {

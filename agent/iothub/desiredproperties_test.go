@@ -15,6 +15,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 )
 
 // documents are values of percept, and how what is said against them begins; empty: nothing. What begins with "*" no
@@ -395,8 +396,10 @@ func FuzzDesiredProperties(f *testing.F) {
 		if err := agent.CheckTwinChanges(d.PolicyChanges); err != nil {
 			t.Error(err)
 		}
-		if err := agent.CheckPrefetch(d.Prefetch); err != nil {
-			t.Error(err)
+		for _, p := range d.Prefetch {
+			if err := grants.CheckResource(p.Resource); err != nil {
+				t.Error(err)
+			}
 		}
 		// What the code takes the schema takes.
 		if percept, _ := perceptIn(text); percept != nil {
