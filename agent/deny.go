@@ -243,6 +243,7 @@ func (a *Agent) ForgetLostDenyRules(by string) error {
 
 // DenyStatus returns the deny rules on record, the latest first, and whether they are all that there were.
 func (a *Agent) DenyStatus() api.DenyStatus {
+	_ = a.rulesNow()
 	a.deny.mu.Lock()
 	record, list := a.deny.record, a.rules.Load().denied
 	a.deny.mu.Unlock()

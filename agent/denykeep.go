@@ -96,7 +96,8 @@ const (
 
 // open takes over what was kept.
 func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger) {
-	d.lookup, d.record = lookupUser, kept.begin(api.Time(clock.Wall()))
+	d.accounts.open(clock)
+	d.record = kept.begin(api.Time(clock.Wall()))
 	d.saver.what = "the record of deny rules"
 	d.saver.now = func() deny.Record {
 		d.mu.Lock()

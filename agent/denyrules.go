@@ -2,9 +2,6 @@ package agent
 
 import (
 	"crypto/rand"
-	"errors"
-	"os/user"
-	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -14,8 +11,8 @@ import (
 
 // denyRules are the deny rules in force.
 type denyRules struct {
-	lookup func(name string) (uid uint32, found bool, err error)
-	saver  recordSaver[deny.Record]
+	accounts accounts
+	saver    recordSaver[deny.Record]
 
 	load func() (*deny.Record, error) // reads the record, which could not be read at the start; nil: it was
 
@@ -28,27 +25,15 @@ type denyRules struct {
 	waiting  atomic.Bool             // a goroutine waits to hand over what is in force then
 	handers  sync.WaitGroup          // that one, and the one that it waits for
 
-	mu      sync.Mutex  // one change of rules at a time: deny rules, or a reload; protects what follows
-	record  deny.Record // what is in force
-	twinHub string      // this device's identity at the hub whose twin was read last since the start
-}
-
-// lookupUser returns the uid of a user of this device.
-func lookupUser(name string) (uid uint32, found bool, err error) {
-	account, err := user.Lookup(name)
-	if _, unknown := errors.AsType[user.UnknownUserError](err); unknown {
-		return 0, false, nil
-	}
-	if err != nil {
-		return 0, false, err
-	}
-	id, err := strconv.ParseUint(account.Uid, 10, 32)
-	return uint32(id), err == nil, err
+	mu      sync.Mutex      // one change of rules at a time: deny rules, or a reload; protects what follows
+	record  deny.Record     // what is in force
+	users   accountsVersion // by which users were looked up last for a request
+	twinHub string          // this device's identity at the hub whose twin was read last since the start
 }
 
 // namesIn returns what names in deny rules mean with these rules.
 func (d *denyRules) namesIn(rules *ruleset) deny.Names {
-	return deny.Names{Rules: rules.Rules.Rules, LookupUser: d.lookup}
+	return deny.Names{Rules: rules.Rules.Rules, LookupUser: d.accounts.lookup}
 }
 
 // putInForce puts rules in force, with the deny rules, and returns those before.

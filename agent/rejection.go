@@ -30,7 +30,7 @@ func (a *Agent) Rejected(ctx context.Context, caller grants.Caller, r api.Reject
 	if fault != nil {
 		return api.Advice{}, fault
 	}
-	rules := a.rules.Load()
+	rules := a.rulesNow()
 	asked := grants.Request{Resource: r.Resource, Identity: r.Identity}
 	granted, denial := rules.authorize(&caller, asked)
 	if denial != nil {

@@ -224,7 +224,7 @@ func (s *ruleset) changes(before *ruleset) []string {
 // caller would be refused with. It fetches nothing and counts nothing.
 func (a *Agent) Decide(caller grants.Caller, r grants.Request) (grants.Decision, *Error) {
 	r.Resource = grants.TrimScope(r.Resource)
-	rules := a.rules.Load()
+	rules := a.rulesNow()
 	d := rules.Decide(&caller, r)
 	if !d.Allowed {
 		return d, refusalOf(d.Denial)

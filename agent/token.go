@@ -73,7 +73,7 @@ func (a *Agent) Token(ctx context.Context, caller grants.Caller, r Request) (Ans
 
 // answer makes one try. The rules in force at its end decide.
 func (a *Agent) answer(ctx context.Context, caller *grants.Caller, r Request) (Answer, error) {
-	rules := a.rules.Load()
+	rules := a.rulesNow()
 	granted, refusal := rules.authorize(caller, r.Request)
 	if refusal != nil {
 		return Answer{}, refusal
@@ -158,7 +158,7 @@ func (a *Agent) Peek(caller grants.Caller, r Request) (info api.WatchEvent, chan
 
 // peek is Peek without a trace in the audit.
 func (a *Agent) peek(caller *grants.Caller, r Request) (api.WatchEvent, <-chan struct{}, error) {
-	rules := a.rules.Load()
+	rules := a.rulesNow()
 	granted, refusal := rules.authorize(caller, r.Request)
 	if refusal != nil {
 		return api.WatchEvent{}, nil, refusal

@@ -21,6 +21,7 @@ type Names struct {
 type List struct {
 	lost     string // why the rules are not known; empty: they are
 	standing []standing
+	names    bool // some rule names a user by name
 }
 
 // standing is a rule in force.
@@ -42,6 +43,7 @@ func Compile(r Record, names Names) *List {
 	for _, rule := range r.Rules {
 		if !r.isSetAside(rule) {
 			l.standing = append(l.standing, names.compile(rule))
+			l.names = l.names || rule.User != "" && !isNumber(rule.User)
 		}
 	}
 	return l
@@ -80,7 +82,7 @@ func (n Names) setUser(s *standing) {
 	case err != nil:
 		s.anyUser = true
 	case !found:
-		s.uid, s.idle = grants.NoID, "no user of this device is named "+s.rule.User
+		s.uid, s.idle = grants.NoID, "/etc/passwd has no user "+s.rule.User+" (of users from elsewhere name the uid)"
 	default:
 		s.uid = uid
 	}
@@ -124,6 +126,20 @@ func (l *List) Lost() string {
 		return ""
 	}
 	return l.lost
+}
+
+// NamesUsers reports whether some rule in force names a user by name, so that it matters who has that name.
+func (l *List) NamesUsers() bool { return l != nil && l.names }
+
+// MovedUsers returns the IDs of the rules that mean other users than in before, a list of the same record.
+func (l *List) MovedUsers(before *List) (ids []string) {
+	for i := range l.standing {
+		s := &l.standing[i]
+		if was := before.find(s.rule.ID); was.uid != s.uid || was.anyUser != s.anyUser {
+			ids = append(ids, s.rule.ID)
+		}
+	}
+	return ids
 }
 
 // Denies returns the first rule that takes a token of identity for resource away from caller; nil: none does.
