@@ -460,8 +460,9 @@ func (c call) transportError(ctx context.Context, err error) error {
 	cause := ctx.Err()
 	var dial *net.OpError
 	switch {
-	case errors.Is(cause, context.DeadlineExceeded):
-		return &UnreachableError{Socket: c.socket, Err: cause}
+	// Package net looks at the deadline itself, and may be ahead of the context's timer.
+	case errors.Is(cause, context.DeadlineExceeded), cause == nil && errors.Is(err, context.DeadlineExceeded):
+		return &UnreachableError{Socket: c.socket, Err: context.DeadlineExceeded}
 	case cause != nil:
 		return cause
 	case errors.As(err, &dial) && dial.Op == "dial":

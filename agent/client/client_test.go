@@ -535,6 +535,21 @@ func TestContexts(t *testing.T) {
 	}
 }
 
+// lateContext is a context whose deadline is over and whose timer has not fired yet, as on a busy machine.
+type lateContext struct{ context.Context }
+
+func (lateContext) Deadline() (time.Time, bool) { return time.Unix(1, 0), true }
+
+func TestDeadlineBeforeItsTimer(t *testing.T) {
+	t.Parallel()
+	c, _ := hang(t, false)
+	_, err := c.Status(lateContext{t.Context()})
+	var unreachable *client.UnreachableError
+	if !errors.As(err, &unreachable) || unreachable.Err != context.DeadlineExceeded {
+		t.Errorf("error %v", err)
+	}
+}
+
 func FuzzAnswer(f *testing.F) {
 	f.Add(200, "application/json", []byte(`{"access_token":"x"}`), "")
 	f.Add(403, "application/problem+json", []byte(`{"code":"not_granted","choices":["a"]}`), "3")
