@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"errors"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"perceptd/agent/api"
+	"perceptd/agent/simulator"
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
@@ -129,12 +131,11 @@ func TestReload(t *testing.T) {
 	harness.Until(t, "a status without trouble", d.Ended, func() bool { return len(d.Status(t).Trouble) == 0 })
 }
 
-// A request that is under way when the daemon is told to stop gets its answer.
+// A request that is under way when the daemon is told to stop gets its answer: the back end's comes after that.
 func TestStopDrains(t *testing.T) {
 	t.Parallel()
-	_, environment := harness.StartSimulator(t, "imds")
+	_, environment := harness.StartSimulator(t, "imds", "--fault", "hang")
 	d := harness.LaunchDaemon(t, manyResources(), environment...)
-	harness.SimulatorDo(t, environment, "fault", "slow-body", "--every", "200us")
 	type answer struct {
 		status int
 		err    error
@@ -148,8 +149,27 @@ func TestStopDrains(t *testing.T) {
 		tokens := d.Status(t).Tokens
 		return len(tokens) == 1 && tokens[0].State == api.StateFetching
 	})
-	status := d.Stop(t)
-	if got := <-answered; got.status != 200 || status != 0 {
+	if err := d.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	harness.Until(t, "it stops", d.Ended, func() bool { return strings.Contains(d.Text(), "\tstopping\t") })
+	letGo, err := http.NewRequestWithContext(t.Context(), http.MethodDelete,
+		harness.ValueOf(environment, simulator.URLVariable)+"/simulator/faults", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	letGo.Header.Set("Simulator-Control", "true")
+	response, err := http.DefaultClient.Do(letGo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = response.Body.Close()
+	if response.StatusCode != http.StatusNoContent {
+		t.Fatalf("the back end hangs on: %s", response.Status)
+	}
+	got := <-answered
+	<-d.Ended
+	if status := d.Cmd.ProcessState.ExitCode(); got.status != 200 || status != 0 {
 		t.Errorf("the request under way got %d %v, the daemon ended with %d", got.status, got.err, status)
 	}
 }
