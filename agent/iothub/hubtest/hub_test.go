@@ -6,13 +6,16 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
+	"github.com/eclipse/paho.mqtt.golang/packets"
 	"go.uber.org/goleak"
 )
 
@@ -329,5 +332,82 @@ func TestMessagesToDevices(t *testing.T) {
 	}
 	if _, body := d.next(t, ctx); body != "at once" {
 		t.Errorf("%q came", body)
+	}
+}
+
+// A hub knows no QoS 2: it ends the connection. RETAIN it takes for a property of the event, and keeps nothing.
+func TestWhatAHubKnowsOfMQTT(t *testing.T) {
+	t.Parallel()
+	h, ctx := started(t, Options{})
+	connection := h.CreateDevice("cam")
+	d := connected(t, h, connection)
+	const events = "devices/cam/messages/events/"
+	done(t, d.Publish(events, 1, true, "kept?"))
+	done(t, d.Publish(events+"a=1", 0, true, "kept?"))
+	done(t, d.Publish(events, 1, false, "not"))
+	if err := h.WaitEvents(ctx, "cam", func(all []Event) bool { return len(all) == 3 }); err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range []map[string]string{{"mqtt-retain": "true"}, {"a": "1", "mqtt-retain": "true"}, {}} {
+		if got := h.Events("cam")[n]; !maps.Equal(got.Properties, want) {
+			t.Errorf("event %d: %v", n, got.Properties)
+		}
+	}
+	done(t, d.Publish("$iothub/twin/PATCH/properties/reported/?$rid=a", 1, true, `{"a":1}`))
+	if topic, _ := d.next(t, ctx); topic != "$iothub/twin/res/204/?$rid=a&$version=2" {
+		t.Error(topic)
+	}
+	again := connected(t, h, connection)
+	done(t, again.Publish("$iothub/twin/GET/?$rid=b", 1, false, ""))
+	if topic, _ := again.next(t, ctx); topic != "$iothub/twin/res/200/?$rid=b" {
+		t.Errorf("%s was retained", topic)
+	}
+	again.Publish(events, 2, false, "x")
+	select {
+	case <-again.lost:
+	case <-ctx.Done():
+		t.Fatal("the connection outlives QoS 2")
+	}
+	if all := h.Events("cam"); len(all) != 3 {
+		t.Errorf("%d events", len(all))
+	}
+}
+
+// Beyond a limit a hub answers twin requests with 429 and refuses CONNECTs, each by itself, until the limit is lifted.
+func TestThrottling(t *testing.T) {
+	t.Parallel()
+	h, ctx := started(t, Options{Limits: Limits{Connects: 1e-6, TwinReads: 1e-6, TwinUpdates: 1e-6}})
+	s := newService(t, h)
+	connection := h.CreateDevice("cam")
+	d := connected(t, h, connection)
+	id, pass := password(connection, time.Hour)
+	late := dial(h, "tls", id, pass)
+	token := late.Connect()
+	if !token.WaitTimeout(10*time.Second) || !errors.Is(token.Error(), packets.ErrorRefusedServerUnavailable) {
+		t.Errorf("a CONNECT beyond the limit: %v", token.Error())
+	}
+	for n, want := range []string{"200", "429", "429"} {
+		done(t, d.Publish(fmt.Sprintf("$iothub/twin/GET/?$rid=%d", n), 1, false, ""))
+		if topic, _ := d.next(t, ctx); topic != fmt.Sprintf("$iothub/twin/res/%s/?$rid=%d", want, n) {
+			t.Errorf("read %d: %s", n, topic)
+		}
+	}
+	for n, want := range []string{"204/?$rid=0&$version=2", "429/?$rid=1"} {
+		done(t, d.Publish(fmt.Sprintf("$iothub/twin/PATCH/properties/reported/?$rid=%d", n), 1, false, `{"a":1}`))
+		if topic, _ := d.next(t, ctx); topic != "$iothub/twin/res/"+want {
+			t.Errorf("patch %d: %s", n, topic)
+		}
+	}
+	s.expect(t, 429, "PATCH", "/twins/cam", `{"properties":{"desired":{"a":1}}}`)
+	h.SetLimits(Limits{})
+	s.expect(t, 200, "PATCH", "/twins/cam", `{"properties":{"desired":{"a":1}}}`)
+	if topic, _ := d.next(t, ctx); !strings.HasPrefix(topic, topicDesired) {
+		t.Error(topic)
+	}
+	done(t, dial(h, "tls", id, pass).Connect())
+	select {
+	case <-d.lost:
+	case <-ctx.Done():
+		t.Error("the first connection stays beside the second")
 	}
 }

@@ -300,3 +300,55 @@ func FuzzRequestID(f *testing.F) {
 		}
 	})
 }
+
+// A device changes from keys to a certificate, to the hub's authority and back to keys: it signs in by what holds now
+// alone.
+func TestChangedAuthentication(t *testing.T) {
+	t.Parallel()
+	h, _ := started(t, Options{})
+	s := newService(t, h)
+	key := func(b byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32)) }
+	signature := func(b byte) string {
+		_, pass := password("HostName="+h.Name()+";DeviceId=cam;SharedAccessKey="+key(b), time.Hour)
+		return pass
+	}
+	symmetric := func(b byte) string {
+		return fmt.Sprintf(`{"authentication":{"type":"sas","symmetricKey":{"primaryKey":%q,"secondaryKey":%q}}}`, key(b),
+			key(b+1))
+	}
+	certificate, _, _, err := h.NewClientCertificate("cam")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := fmt.Sprintf(`{"authentication":{"type":"selfSigned","x509Thumbprint":{"primaryThumbprint":%q}}}`,
+		strings.ToUpper(thumbprint(certificate.Leaf.Raw)))
+	s.expect(t, 200, "PUT", "/devices/cam", symmetric(1))
+	for _, step := range []struct {
+		name, body         string
+		first, third, with bool // which of the keys sign in, and whether the certificate does
+	}{
+		{"keys", "", true, false, false},
+		{"a certificate", own, false, false, true},
+		{"other keys", symmetric(3), false, true, false},
+		{"the authority", `{"authentication":{"type":"certificateAuthority"}}`, false, false, true},
+		{"the first keys", symmetric(1), true, false, false},
+	} {
+		if step.body != "" {
+			s.expect(t, 200, "PUT", "/devices/cam", step.body, "If-Match", "*")
+		}
+		for name, one := range map[string]struct {
+			d    device
+			want bool
+		}{
+			"the first key":   {dial(h, "tls", "cam", signature(1)), step.first},
+			"the other key":   {dial(h, "tls", "cam", signature(3)), step.third},
+			"its certificate": {dial(h, "tls", "cam", "", certificate), step.with},
+		} {
+			token := one.d.Connect()
+			if !token.WaitTimeout(10*time.Second) || (token.Error() == nil) != one.want {
+				t.Errorf("with %s, by %s: %v", step.name, name, token.Error())
+			}
+			one.d.Disconnect(0)
+		}
+	}
+}
