@@ -37,8 +37,7 @@ func CheckTwinChanges(all []api.PolicyChangeRequest) error {
 
 // SetTwinChanges replaces the twin's policy changes on record by these, which CheckTwinChanges has found to be sound.
 // hub is the device's identity in IoT Hub, and version that of the desired properties. idle says in words which of them
-// concern nothing here. The error says why nothing was changed or, with CodeNotKept, that the changes are in force and
-// not on the disk.
+// concern nothing here. It waits for no disk: KeepPolicyChanges does. The error says why nothing was changed.
 func (a *Agent) SetTwinChanges(
 	hub string, all []api.PolicyChangeRequest, version int64,
 ) (idle []string, err error) {
@@ -89,10 +88,16 @@ func (a *Agent) SetTwinChanges(
 	a.stale.reset(a.cache.Status())
 	a.snapshotSaver.notice(true)
 	a.changed()
-	if err := a.changeSaver.save(); err != nil {
-		return idle, a.unkept("what the twin says of policy changes is in force", err)
-	}
+	a.changeSaver.begin()
 	return idle, nil
+}
+
+// KeepPolicyChanges waits until the policy changes on record are on the disk. The error is an *Error with CodeNotKept.
+func (a *Agent) KeepPolicyChanges() error {
+	if err := a.changeSaver.save(); err != nil {
+		return a.unkept("what is on record of policy changes is in force", err)
+	}
+	return nil
 }
 
 // listedChange is a policy change that a twin lists.

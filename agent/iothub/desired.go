@@ -55,10 +55,14 @@ type document struct {
 var errSetAside = errors.New("root on this device has set aside what IoT Hub says: perceptctl deny heed-hub takes that " +
 	"back")
 
-// read takes the desired properties as a full read of the twin has them, which is the truth.
+// read takes the desired properties as a full read of the twin has them, which is the truth. A read that was begun before
+// the last one, which had heard of more, is an old one.
 func (d *desired) read(doc document) {
 	d.applying.Lock()
 	defer d.applying.Unlock()
+	if d.last != nil && doc.asked < d.last.asked {
+		return
+	}
 	d.last, d.readOn = &doc, api.Time(d.now())
 	d.apply()
 }
@@ -81,7 +85,8 @@ func (d *desired) notice() {
 	}
 }
 
-// apply puts the last document in force, whole or not at all, and notes what came of it.
+// apply puts the last document in force, whole or not at all, and notes what came of it. It waits for no disk, so that a
+// later document is not held up: keep does.
 func (d *desired) apply() {
 	doc := *d.last
 	wanted, err := readDesired(doc.text)
@@ -109,7 +114,6 @@ func (d *desired) apply() {
 		_, _ = d.agent.SetPrefetch(nil)
 		d.level.SetLevel(d.configured)
 	}
-	_ = kept(d.agent.KeepDenyRules()) // what is acknowledged outlives a power cut
 	d.mu.Lock()
 	before := d.status
 	if d.hub != doc.hub { // what was applied of another identity's twin is no version of this one's
@@ -149,7 +153,7 @@ func (d *desired) put(doc document, wanted api.DesiredProperties) (idle []string
 		return nil, err
 	}
 	changes, err := d.agent.SetTwinChanges(doc.hub, wanted.PolicyChanges, doc.version)
-	if err := kept(err); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("percept.%w", err)
 	}
 	if err := d.deny(doc, wanted.Deny); err != nil {
@@ -198,13 +202,11 @@ func (d *desired) idleRules(rules []api.DenyRequest) (idle []string) {
 	return idle
 }
 
-// kept returns err, unless it says that something is in force and could not be written to the disk: that is trouble of
-// this device, which its status tells, and none of the twin.
-func kept(err error) error {
-	if e, is := errors.AsType[*agent.Error](err); is && e.Code == api.CodeNotKept {
-		return nil
-	}
-	return err
+// keep waits until what is in force is on the disk. That it cannot be written is trouble of this device, which its
+// status tells, and none of the twin.
+func (d *desired) keep() {
+	_ = d.agent.KeepDenyRules()
+	_ = d.agent.KeepPolicyChanges()
 }
 
 // logOutcome writes a line when a version is in force or refused that was not so before.

@@ -44,8 +44,9 @@ type Hub struct {
 	changed   func()
 
 	poked     chan struct{} // something waits, or may differ
+	decided   chan struct{} // something became of a document
 	closing   chan struct{}
-	ended     chan struct{}
+	running   sync.WaitGroup
 	closeOnce sync.Once
 
 	mu        sync.Mutex // protects what follows
@@ -70,7 +71,7 @@ func New(o Options) *Hub {
 		desired: &desired{
 			agent: o.Agent, level: o.Level, configured: o.Level.Level(), log: o.Log, now: o.Now,
 		},
-		poked: make(chan struct{}, 1), closing: make(chan struct{}), ended: make(chan struct{}),
+		poked: make(chan struct{}, 1), decided: make(chan struct{}, 1), closing: make(chan struct{}),
 	}
 	h.methods = newMethods(o.Agent, o.Status, h.identity, o.Log)
 	h.reporter = newReporter(reporterOptions{
@@ -88,7 +89,8 @@ func New(o Options) *Hub {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.link = link.New(at) // which calls back before it is returned, perhaps
-	go h.run()
+	h.running.Go(h.run)
+	h.running.Go(h.acknowledge)
 	return h
 }
 
@@ -140,11 +142,9 @@ func (h *Hub) takeTwin(t link.Twin) {
 	poke(h.poked)
 }
 
-// desiredChanged has what became of a document be reported.
+// desiredChanged has what became of a document be reported, and shown.
 func (h *Hub) desiredChanged() {
-	if status := h.desired.describeOf(h.twinIdentity()); status.Version > 0 {
-		h.reporter.acknowledge(status)
-	}
+	poke(h.decided)
 	h.changed()
 }
 
@@ -154,9 +154,26 @@ func (h *Hub) linkChanged() {
 	h.changed()
 }
 
-// run puts in force what comes, apart from the link, which a slow disk does not hold up so.
+// acknowledge has what became of the last document be reported once it is on the disk, since what is acknowledged
+// outlives a power cut. What comes meanwhile is put in force all the same.
+func (h *Hub) acknowledge() {
+	for {
+		select {
+		case <-h.decided:
+		case <-h.closing:
+			return
+		}
+		identity := h.twinIdentity()
+		status := h.desired.describeOf(identity)
+		h.desired.keep()
+		if status.Version > 0 && h.twinIdentity() == identity {
+			h.reporter.acknowledge(status)
+		}
+	}
+}
+
+// run puts in force what comes, apart from the link, and waits for no disk.
 func (h *Hub) run() {
-	defer close(h.ended)
 	later := time.NewTimer(applyAgain)
 	defer later.Stop()
 	for {
@@ -256,10 +273,15 @@ func (h *Hub) close() {
 	if h.events != nil {
 		h.events.close()
 	}
+	ended := make(chan struct{})
+	go func() {
+		h.running.Wait()
+		close(ended)
+	}()
 	late := time.NewTimer(closeTime)
 	defer late.Stop()
 	select {
-	case <-h.ended:
+	case <-ended:
 	case <-late.C: // the disk does not answer: what waits there ends with it
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -229,6 +230,79 @@ func TestReloadAppliesTheTwinAgain(t *testing.T) {
 	}
 }
 
+// While a policy change of the twin waits for a disk that hangs, what later documents deny and lift is in force at once.
+// None is acknowledged before it is on the disk, and then the last one is.
+func TestTheTwinIsInForceWhileTheDiskHangs(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	free := sync.OnceFunc(func() { close(release) })
+	hung := make(chan struct{}, 1)
+	var hangs atomic.Bool
+	var slow *agent.Agent
+	j := join(t, func(o *Options) {
+		oftenReported(o)
+		var err error
+		slow, err = agent.New(agent.Options{Fetch: (&tokencachetest.Source{Life: time.Hour}).Fetch, Rules: edge(),
+			SaveRecord: func(tokencache.Record) error {
+				if hangs.Load() {
+					poke(hung)
+					<-release
+				}
+				return nil
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(slow.Close)
+		o.Agent = slow
+		o.Status = func() api.Status { s := slow.Status(); s.Now = api.Time(time.Now()); return s }
+	})
+	t.Cleanup(free)
+	acknowledged := func(version int64) func(map[string]any) bool {
+		return func(reported map[string]any) bool {
+			percept, _ := reported["percept"].(map[string]any)
+			desired, _ := percept["desired"].(map[string]any)
+			return fmt.Sprint(desired["version"]) == fmt.Sprint(version)
+		}
+	}
+	if err := j.hub.WaitReported(j.ctx, joinedID, acknowledged(1)); err != nil {
+		t.Fatal(err)
+	}
+	hangs.Store(true)
+	change := `"policyChanges":[{"allResources":true,"at":"` + time.Now().UTC().Format(time.RFC3339) +
+		`","effect":"changed"}]`
+	first := j.desire(t, `{`+change+`,"deny":[{"module":"vision"}]}`)
+	<-hung
+	denied := func() (all []string) {
+		rules := slow.DenyStatus()
+		for _, rule := range rules.InForce() {
+			all = append(all, rule.Module)
+		}
+		return all
+	}
+	var last api.DesiredStatus
+	for _, step := range []struct {
+		deny string
+		want []string
+	}{
+		{`[]`, nil}, {`[{"module":"speech"}]`, []string{"speech"}}, {`[{"module":"vision"}]`, []string{"vision"}},
+	} {
+		last = j.desire(t, `{`+change+`,"deny":`+step.deny+`}`)
+		if got := denied(); last.Applied != last.Version || !slices.Equal(got, step.want) {
+			t.Errorf("deny %s: %+v, denied are %q", step.deny, last, got)
+		}
+	}
+	for _, early := range []int64{first.Version, last.Version} {
+		if acknowledged(early)(j.hub.Reported(joinedID)) {
+			t.Errorf("version %d is acknowledged, and not on the disk", early)
+		}
+	}
+	free()
+	if err := j.hub.WaitReported(j.ctx, joinedID, acknowledged(last.Version)); err != nil {
+		t.Error(err)
+	}
+}
+
 // A document is put in force apart from the link: a disk that hangs keeps neither a connection from being kept nor the
 // hub from being closed.
 func TestHubIsClosedWhileTheDiskHangs(t *testing.T) {
@@ -248,8 +322,8 @@ func TestHubIsClosedWhileTheDiskHangs(t *testing.T) {
 		t.Cleanup(slow.Close)
 		o.Agent = slow
 	})
-	t.Cleanup(func() { close(release); <-j.ended })
-	version, err := j.hub.UpdateDesired(joinedID, []byte(`{"percept":{"policyChanges":[{"all_resources":true,"at":"`+
+	t.Cleanup(func() { close(release); j.running.Wait() })
+	version, err := j.hub.UpdateDesired(joinedID, []byte(`{"percept":{"policyChanges":[{"allResources":true,"at":"`+
 		time.Now().UTC().Format(time.RFC3339)+`","effect":"changed"}]}}`))
 	if err != nil {
 		t.Fatal(err)
