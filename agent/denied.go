@@ -17,7 +17,8 @@ func deniedError(rule *deny.Rule, caller *grants.Caller, identity *grants.Identi
 	}
 	why := fmt.Sprintf("%s denies %v since %s%s", setBy(rule), rule.Target, formatTime(rule.Since), note)
 	if unknown := rule.Unknown(caller); unknown != "" {
-		why += fmt.Sprintf("; the caller's %s is not known here, and may be that one: %s", unknown, knownWhere(caller))
+		why += fmt.Sprintf("; the caller's %s is not known on the loopback listener, and may be that one: on the token socket "+
+			"it is known", unknown)
 	}
 	return &Error{
 		Code: api.CodeDenied, rule: fmt.Sprintf("deny rule %s: %s", rule.ID, why),
@@ -36,14 +37,6 @@ func setBy(rule *deny.Rule) string {
 		return "a direct method from IoT Hub"
 	}
 	return "an administrator of this device"
-}
-
-// knownWhere says where more would be known of a caller.
-func knownWhere(caller *grants.Caller) string {
-	if caller.Via != "" {
-		return "on the token socket it is known"
-	}
-	return "where its module has require = \"socket+container\" it is known"
 }
 
 // liftedHow says what lifts a rule.

@@ -33,7 +33,7 @@ func TestRulesAndCallers(t *testing.T) {
 		{"token socket, a container", grants.Caller{UID: edge, Container: &grants.Container{ID: "c"}}, not, not, known},
 		{"token socket, an IoT Edge module", grants.Caller{UID: edge, Container: &grants.Container{ID: "c", EdgeModule: "vision"}},
 			known, not, known},
-		{"module's socket", grants.Caller{Module: "vision", UID: edge}, known, may, known},
+		{"module's socket", grants.Caller{Module: "vision", UID: edge}, known, not, known},
 		{"module's socket and container", grants.Caller{Module: "vision", UID: edge, Container: &grants.Container{ID: "c"}},
 			known, not, known},
 		{"secret of a module", bySecret(grants.Match{Module: "vision"}, &edge), known, may, known},

@@ -192,8 +192,7 @@ func (s *standing) matchesToken(identity *grants.Identity, resource string) bool
 }
 
 // matchesCaller reports whether c may be one that the rule names. What is not known of a caller may be what the rule
-// names: on the loopback listener all but what its secret is for, and on a module's socket where the module runs, unless
-// the module has to run in a container.
+// names: on the loopback listener all but what its secret is for. A module is known by its socket, and is no unit there.
 //
 // A user is who the kernel says runs the process, wherever it runs: a unit of that user, a container without an own
 // user namespace, a rootless one. It is more than a grant by user matches.
@@ -241,10 +240,7 @@ func (t Target) Unknown(c *grants.Caller) string {
 func isModuleUnknown(c *grants.Caller) bool { return c.Via != "" && c.Container != nil }
 
 // isUnitUnknown reports whether c may be of any unit. In a container it is of none.
-func isUnitUnknown(c *grants.Caller) bool {
-	onModuleSocket := c.Module != "" && c.UID != grants.NoID
-	return c.Unit == "" && c.Container == nil && (c.Via != "" || onModuleSocket)
-}
+func isUnitUnknown(c *grants.Caller) bool { return c.Via != "" && c.Unit == "" && c.Container == nil }
 
 // isUserUnknown reports whether c may be of any user.
 func isUserUnknown(c *grants.Caller) bool {
