@@ -71,7 +71,7 @@ func (a *Agent) WithdrawChange(by, id string) (api.PolicyChange, error) {
 
 // ownedByTwin refuses to withdraw here what the twin lists, since it would be there again with the next version.
 func (a *Agent) ownedByTwin(id string) *Error {
-	if !strings.HasPrefix(id, twinPrefix) || a.HubSetAside() {
+	if !strings.HasPrefix(id, twinPrefix) || a.IsHubSetAside("") {
 		return nil
 	}
 	return badChange("policy change %s is listed by this device's twin in IoT Hub: take it out of percept.policyChanges "+

@@ -68,6 +68,7 @@ func (a *Agent) Deny(by string, origin api.DenyOrigin, r api.DenyRequest) (api.D
 		return api.DenyRule{}, err
 	}
 	hub := hubOf(origin, by)
+	a.NoteHub(hub)
 	var set deny.Rule
 	var known bool
 	err := a.changeDenyRules("the rule is in force", func(record deny.Record) (deny.Record, error) {
@@ -190,14 +191,15 @@ func wantedRules(targets []api.DenyRequest) ([]deny.Wanted, error) {
 	return wanted, nil
 }
 
-// SetHubAside has nothing denied that the hub sets, by the twin or by methods, until HeedHub is called or this device
-// has another identity at the hub. Its callers see to it that root asks for it. The error is an *Error with CodeNotKept:
-// it is done all the same.
+// SetHubAside has nothing denied that a hub sets, by the twin or by methods: neither that at which this device is now, nor
+// those that have set rules before. That ends when HeedHub is called, or the twin of another hub was read. Its callers
+// see to it that root asks for it. The error is an *Error with CodeNotKept: it is done all the same.
 func (a *Agent) SetHubAside(by string) error {
 	done := false
 	err := a.changeDenyRules("the hub is set aside", func(record deny.Record) (deny.Record, error) {
-		done = record.Aside == nil
-		return record.SetAside(by, api.Time(a.clock.Wall())), nil
+		after := record.SetAside(by, api.Time(a.clock.Wall()), a.deny.hub)
+		done = !after.Equal(record)
+		return after, nil
 	})
 	if done {
 		a.log.Warn("what IoT Hub sets is set aside: its deny rules deny nothing", zap.String("by", by),
@@ -245,13 +247,13 @@ func (a *Agent) ForgetLostDenyRules(by string) error {
 func (a *Agent) DenyStatus() api.DenyStatus {
 	_ = a.rulesNow()
 	a.deny.mu.Lock()
-	record, list := a.deny.record, a.rules.Load().denied
+	record, list, hub := a.deny.record, a.rules.Load().denied, a.deny.hub
 	a.deny.mu.Unlock()
 	s := api.DenyStatus{Rules: []api.DenyRule{}, Lost: list.Lost()}
 	for _, rule := range slices.Backward(record.Rules) {
 		s.Rules = append(s.Rules, describeDenyRule(record, list, rule))
 	}
-	if record.Aside != nil {
+	if record.IsSetAside(hub) {
 		s.HubSetAsideOn = record.Aside.On
 	}
 	switch {

@@ -193,7 +193,7 @@ func TestTwinDeny(t *testing.T) {
 			api.CodeHubSetAside {
 			t.Errorf("a method denies: %v", err)
 		}
-		if rules := a.DenyStatus().Rules; !rules[0].SetAside || !a.HubSetAside() {
+		if rules := a.DenyStatus().Rules; !rules[0].SetAside || !a.IsHubSetAside("") {
 			t.Errorf("%+v", rules)
 		}
 		check(a.HeedHub("uid 0 (pid 1)"))
@@ -205,7 +205,7 @@ func TestTwinDeny(t *testing.T) {
 		denied(true, "another hub was not set aside")
 		check(a.SetTwinDeny(other, nil, 1))
 		denied(false, "the former hub's rules go with the first full read")
-		if left := a.DenyStatus().Rules; len(left) != 1 || left[0].ID != local.ID || a.HubSetAside() {
+		if left := a.DenyStatus().Rules; len(left) != 1 || left[0].ID != local.ID || a.IsHubSetAside("") {
 			t.Errorf("%+v are left, with %s that the former hub set", left, byMethod.ID)
 		}
 	})

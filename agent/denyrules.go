@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"crypto/rand"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type denyRules struct {
 	record  deny.Record     // what is in force
 	users   accountsVersion // by which users were looked up last for a request
 	twinHub string          // this device's identity at the hub whose twin was read last since the start
+	hub     string          // this device's identity at the hub now; empty: it has none, or it is not known
 }
 
 // namesIn returns what names in deny rules mean with these rules.
@@ -58,9 +60,24 @@ func (a *Agent) enforceLocked(record deny.Record) {
 	a.rules.Store(&rules)
 }
 
-// HubSetAside reports whether root has set aside what the hub sets.
-func (a *Agent) HubSetAside() bool {
+// NoteHub says which identity this device has at its hub now. Empty says nothing.
+func (a *Agent) NoteHub(hub string) {
 	a.deny.mu.Lock()
 	defer a.deny.mu.Unlock()
-	return a.deny.record.Aside != nil
+	a.deny.hub = cmp.Or(hub, a.deny.hub)
+}
+
+// IsAtHub reports whether this device has that identity at its hub now, as far as it is known.
+func (a *Agent) IsAtHub(hub string) bool {
+	a.deny.mu.Lock()
+	defer a.deny.mu.Unlock()
+	return a.deny.hub == "" || a.deny.hub == hub
+}
+
+// IsHubSetAside reports whether root has set aside what the hub sets at which this device has that identity. Empty: the
+// one that it has now.
+func (a *Agent) IsHubSetAside(hub string) bool {
+	a.deny.mu.Lock()
+	defer a.deny.mu.Unlock()
+	return a.deny.record.IsSetAside(cmp.Or(hub, a.deny.hub))
 }

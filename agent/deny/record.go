@@ -47,11 +47,12 @@ type Missing struct {
 	Hub    string    `json:"hub"`              // this device's identity there
 }
 
-// Aside says that what a hub sets denies nothing.
+// Aside says that what hubs set denies nothing.
 type Aside struct {
-	On  time.Time `json:"on"`
-	By  string    `json:"by"`
-	Hub string    `json:"hub,omitempty"` // of this identity of the device; empty: of the first that comes
+	On time.Time `json:"on"`
+	By string    `json:"by"`
+	// Hubs are this device's identities at those hubs; none: that of the first that comes.
+	Hubs []string `json:"hubs,omitempty"`
 }
 
 // HubSide is a hub that sets rules by the desired properties of a twin.
@@ -70,9 +71,9 @@ type Wanted struct {
 func (r Record) isSetAside(rule Rule) bool { return rule.Origin != Local && r.IsSetAside(rule.Hub) }
 
 // IsSetAside reports whether what the hub sets is set aside, where this device has that identity there. An identity
-// that is not known counts as the one that was set aside.
+// that is not known counts as one that was set aside.
 func (r Record) IsSetAside(hub string) bool {
-	return r.Aside != nil && (r.Aside.Hub == "" || hub == "" || r.Aside.Hub == hub)
+	return r.Aside != nil && (len(r.Aside.Hubs) == 0 || hub == "" || slices.Contains(r.Aside.Hubs, hub))
 }
 
 // ErrTooMany is why no more rules are set.
@@ -183,14 +184,9 @@ func (r Record) Replace(from HubSide, wanted []Wanted, now time.Time) (Record, e
 	}
 	after := r
 	after.Hub, after.Rules = from.Hub, nil
-	switch {
-	case r.Aside == nil:
-	case r.Aside.Hub == "":
-		aside := *r.Aside
-		aside.Hub = from.Hub
-		after.Aside = &aside
-	case r.Aside.Hub != from.Hub:
-		after.Aside = nil
+	after.Aside = r.Aside.only(func(hub string) bool { return hub == from.Hub })
+	if r.Aside != nil && len(r.Aside.Hubs) == 0 {
+		after.Aside = &Aside{On: r.Aside.On, By: r.Aside.By, Hubs: []string{from.Hub}}
 	}
 	if after.Aside == nil {
 		after = after.known()
@@ -222,12 +218,36 @@ func (r Record) Replace(from HubSide, wanted []Wanted, now time.Time) (Record, e
 	return after, nil
 }
 
-// SetAside returns r with what the hub sets set aside, if it is not.
-func (r Record) SetAside(by string, now time.Time) Record {
-	if r.Aside == nil {
-		r.Aside = &Aside{On: now, By: by, Hub: r.Hub}
+// SetAside returns r with set aside what each hub sets that has set anything, or at which this device has the identity
+// current; empty: that is not known.
+func (r Record) SetAside(by string, now time.Time, current string) Record {
+	hubs := []string{r.Hub, current}
+	for _, rule := range r.Rules {
+		hubs = append(hubs, rule.Hub)
 	}
+	hubs = slices.DeleteFunc(hubs, func(hub string) bool { return hub == "" })
+	isNew := func(hub string) bool { return !r.IsSetAside(hub) }
+	if r.Aside != nil && !slices.ContainsFunc(hubs, isNew) {
+		return r
+	}
+	if r.Aside != nil {
+		hubs = append(hubs, r.Aside.Hubs...)
+	}
+	slices.Sort(hubs)
+	r.Aside = &Aside{On: now, By: by, Hubs: slices.Compact(hubs)}
 	return r
+}
+
+// only returns a with those of its hubs that stay; nil: none does.
+func (a *Aside) only(stays func(hub string) bool) *Aside {
+	if a == nil {
+		return nil
+	}
+	left := slices.DeleteFunc(slices.Clone(a.Hubs), func(hub string) bool { return !stays(hub) })
+	if len(left) == 0 {
+		return nil
+	}
+	return &Aside{On: a.On, By: a.By, Hubs: left}
 }
 
 // Heed returns r with what the hub sets heeded.
@@ -262,10 +282,15 @@ func (r Record) Forget() Record {
 
 // Equal reports whether r and o say the same, whatever their lineages and generations.
 func (r Record) Equal(o Record) bool {
-	sameAside := (r.Aside == nil) == (o.Aside == nil) && (r.Aside == nil ||
-		r.Aside.By == o.Aside.By && r.Aside.Hub == o.Aside.Hub && r.Aside.On.Equal(o.Aside.On))
-	return sameAside && r.Hub == o.Hub && r.Lost == o.Lost && r.LostOn.Equal(o.LostOn) && r.Missing.equal(o.Missing) &&
+	return r.Aside.equal(o.Aside) && r.Hub == o.Hub && r.Lost == o.Lost && r.LostOn.Equal(o.LostOn) && r.Missing.equal(o.Missing) &&
 		slices.EqualFunc(r.Rules, o.Rules, Rule.equal)
+}
+
+func (a *Aside) equal(o *Aside) bool {
+	if a == nil || o == nil {
+		return a == o
+	}
+	return a.By == o.By && a.On.Equal(o.On) && slices.Equal(a.Hubs, o.Hubs)
 }
 
 func (m *Missing) equal(o *Missing) bool {
@@ -334,8 +359,8 @@ func Both(r, o Record) Record {
 	if both.Missing = cmp.Or(r.Missing, o.Missing); r.Lost == "" {
 		both.LostOn = o.LostOn
 	}
-	if r.Aside != nil && (o.Aside == nil || o.Aside.Hub != r.Aside.Hub) {
-		both.Aside = nil
+	if o.Aside == nil || len(o.Aside.Hubs) != 0 {
+		both.Aside = r.Aside.only(o.IsSetAside)
 	}
 	both.Rules = slices.Clone(r.Rules)
 	for _, rule := range o.Rules {

@@ -64,6 +64,7 @@ func (d *desired) read(doc document) {
 		return
 	}
 	d.last, d.readOn = &doc, api.Time(d.now())
+	d.agent.NoteHub(doc.hub)
 	d.apply()
 }
 
@@ -71,16 +72,20 @@ func (d *desired) read(doc document) {
 func (d *desired) again() {
 	d.applying.Lock()
 	defer d.applying.Unlock()
-	if d.last != nil {
+	if d.canApplyAgain() {
 		d.apply()
 	}
 }
+
+// canApplyAgain reports whether there is a last document of the hub that this device is at now: one of the hub before
+// would lift what the new one denies.
+func (d *desired) canApplyAgain() bool { return d.last != nil && d.agent.IsAtHub(d.last.hub) }
 
 // notice applies the last document again when root has set the hub aside, or heeds it again.
 func (d *desired) notice() {
 	d.applying.Lock()
 	defer d.applying.Unlock()
-	if d.last != nil && d.aside != d.agent.HubSetAside() {
+	if d.canApplyAgain() && d.aside != d.agent.IsHubSetAside(d.last.hub) {
 		d.apply()
 	}
 }
@@ -91,12 +96,12 @@ func (d *desired) apply() {
 	doc := *d.last
 	wanted, err := readDesired(doc.text)
 	isSound := err == nil
-	d.aside = d.agent.HubSetAside()
+	d.aside = d.agent.IsHubSetAside(doc.hub)
 	if isSound && d.aside {
 		// Rules that are set aside deny nothing. They are kept up to date for when the hub is heeded again, and the twin
 		// of another hub ends that the former one is set aside.
 		err = d.deny(doc, wanted.Deny)
-		d.aside = d.agent.HubSetAside()
+		d.aside = d.agent.IsHubSetAside(doc.hub)
 	}
 	var idle []string
 	denies := 0
@@ -232,6 +237,7 @@ func (d *desired) tighten(doc document, number int64) {
 	d.denying.Lock()
 	defer d.denying.Unlock()
 	d.heard = max(d.heard, number)
+	d.agent.NoteHub(doc.hub)
 	d.mu.Lock()
 	old := doc.hub == d.hub && doc.version <= d.status.Version
 	d.mu.Unlock()

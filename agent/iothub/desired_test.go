@@ -393,6 +393,58 @@ func TestTwinThatIsSetAside(t *testing.T) {
 	})
 }
 
+// Root can set aside a hub of which no document was read whole yet, and the one before stays set aside.
+func TestSettingAsideAHubOfWhichNothingIsReadWhole(t *testing.T) {
+	const other = "other.test/percept-7"
+	deny := `{"deny":[{"module":"vision"}],"logLevel":7}`
+	for name, say := range map[string]func(w twinned){
+		"a document that is wrong": func(w twinned) { w.read(document{other, 1, desiredOf(deny), w.heard}) },
+		"a notification": func(w twinned) {
+			w.tighten(document{hub: other, version: 1, text: desiredOf(deny)}, w.heard+1)
+		},
+		"a method": func(w twinned) {
+			by, what := "iothub "+other+" method percept.deny", api.DenyRequest{DenyTarget: api.DenyTarget{Module: "vision"}}
+			if _, err := w.desired.agent.Deny(by, api.DenyMethod, what); err != nil {
+				panic(err)
+			}
+		},
+	} {
+		for _, aside := range []bool{false, true} { // the hub before
+			t.Run(fmt.Sprint(name, " ", aside), func(t *testing.T) {
+				twin(t, func(t *testing.T, w twinned) {
+					a := w.desired.agent
+					w.reads(1, `{}`)
+					if aside {
+						_ = a.SetHubAside("uid 0")
+						w.notice()
+					}
+					say(w)
+					w.expect(t, name, true)
+					if on := a.DenyStatus(); on.IsHubSetAside() {
+						t.Errorf("%s: it counts as set aside", name)
+					}
+					if err := a.SetHubAside("uid 0"); err != nil {
+						t.Error(err)
+					}
+					w.notice()
+					w.again() // as a reload does: what the hub before said lifts nothing of this one's
+					w.expect(t, name+", and root set the hub aside", false)
+					now := a.DenyStatus()
+					if !now.IsHubSetAside() || !now.Rules[0].SetAside {
+						t.Errorf("%s: %+v", name, now)
+					}
+					w.read(document{other, 2, desiredOf(denyVision), w.heard})
+					w.expect(t, name+", and the twin is read whole", false)
+					if err := a.HeedHub("uid 0"); err != nil {
+						t.Error(err)
+					}
+					w.expect(t, name+", and root heeds it", true)
+				})
+			})
+		}
+	}
+}
+
 // What the twin names and this device does not have is idle, and keeps nothing else from being in force.
 func TestIdleEntries(t *testing.T) {
 	twin(t, func(t *testing.T, w twinned) {
@@ -576,7 +628,7 @@ func TestDenialsInAnyOrder(t *testing.T) {
 					_ = w.desired.agent.HeedHub("root")
 					w.notice()
 				}
-				if served, _ := w.served(t, vision); served && sure && !w.desired.agent.HubSetAside() {
+				if served, _ := w.served(t, vision); served && sure && !w.desired.agent.IsHubSetAside("") {
 					t.Fatalf("%q: vision is served after %q", steps, step)
 				}
 			}

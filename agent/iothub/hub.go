@@ -204,9 +204,13 @@ func (h *Hub) run() {
 	}
 }
 
-// tellConnection has events that wait be sent when there is a connection again.
+// tellConnection has events that wait be sent when there is a connection again, and the agent know as whom.
 func (h *Hub) tellConnection() {
-	connected := h.connection().Status().Connected
+	status := h.connection().Status()
+	if status.Identity != (link.Identity{}) {
+		h.desired.agent.NoteHub(status.Identity.String())
+	}
+	connected := status.Connected
 	h.mu.Lock()
 	news := connected && !h.connected
 	h.connected = connected

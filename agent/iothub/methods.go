@@ -114,11 +114,12 @@ func (m *methods) call(
 		return nil, unknownMethod(name)
 	}
 	method := &theMethods[at]
-	c.by = fmt.Sprintf("iothub %s method %s", m.hub(), method.name)
+	hub := m.hub()
+	c.by = fmt.Sprintf("iothub %s method %s", hub, method.name)
 	if err := allow(m.each[at], method.name); err != nil {
 		return nil, err
 	}
-	if method.sets && m.agent.HubSetAside() {
+	if method.sets && m.agent.IsHubSetAside(hub) {
 		return nil, &agent.Error{Code: api.CodeHubSetAside, Detail: "root on this device has set aside what IoT Hub " +
 			"sets, so that " + method.name + " does nothing here until perceptctl deny heed-hub takes that back; " +
 			"percept.status and percept.explain answer"}

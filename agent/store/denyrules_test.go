@@ -63,7 +63,7 @@ func TestDenyRulesAreKept(t *testing.T) {
 		t.Fatalf("a first start: %v, %v", got, err)
 	}
 	want := denied(3, "vision", "speech")
-	want.Hub, want.Aside = "hub/edge", &deny.Aside{On: want.Rules[0].Since, By: "uid 0", Hub: "hub/edge"}
+	want.Hub, want.Aside = "hub/edge", &deny.Aside{On: want.Rules[0].Since, By: "uid 0", Hubs: []string{"hub/edge"}}
 	want.Lost = "it was"
 	mustSaveDeny(t, folder, want)
 	if got, err := loadDeny(t, folder); err != nil || !reflect.DeepEqual(*got, want) {

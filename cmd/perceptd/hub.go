@@ -181,7 +181,7 @@ func (h *iotHub) troubles() []string {
 	h.mu.Lock()
 	why := h.why
 	h.mu.Unlock()
-	return hubTroubles(*s, h.agent.HubSetAside(), why, time.Now())
+	return hubTroubles(*s, h.agent.IsHubSetAside(""), why, time.Now())
 }
 
 // hubTroubles returns the troubles of a status. aside says that root has set aside what the hub sets, and why what is

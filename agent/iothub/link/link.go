@@ -152,7 +152,7 @@ func (l *Link) TryAgain() {
 // HaveCredentialsChanged reads the credentials, and reports whether they differ from those of the last try, so that
 // TryAgain connects anew. The error is why they cannot be read.
 func (l *Link) HaveCredentialsChanged(ctx context.Context) (bool, error) {
-	login, err := l.options.Credentials.Login(ctx)
+	login, err := readLogin(ctx, l.options.Credentials)
 	if err != nil {
 		return false, err
 	}

@@ -377,6 +377,21 @@ func TestRefusals(t *testing.T) {
 	d.failed(t, api.HubFailureRefused, "clock of this device")
 }
 
+// The hub is the same in whatever case its host's name is written, for what is kept of it.
+func TestHostNameInUpperCase(t *testing.T) {
+	t.Parallel()
+	hub := startHub(t, hubtest.Options{})
+	text := strings.Replace(hub.CreateDevice("cam"), "HostName="+hub.Name(), "HostName="+strings.ToUpper(hub.Name()), 1)
+	d := startWith(t, hub, "cam", Options{Credentials: SharedKeyFile{Path: "/etc/percept/iothub", Read: func(string) ([]byte,
+		error) {
+		return []byte(text), nil
+	}}}, nil)
+	d.connected(t)
+	if s := d.Status().Identity.String(); s != hub.Name()+"/cam" {
+		t.Errorf("it is %q", s)
+	}
+}
+
 // The credentials are read anew: at each try, and where they may differ.
 func TestOtherCredentials(t *testing.T) {
 	t.Parallel()
@@ -402,6 +417,11 @@ func TestOtherCredentials(t *testing.T) {
 	first := d.Status()
 	if changed, err := d.HaveCredentialsChanged(d.ctx); err != nil || changed {
 		t.Errorf("the same credentials: %v %v", changed, err)
+	}
+	text.Store(strings.Replace(text.Load().(string), "HostName="+hub.Name(), "HostName="+strings.ToUpper(hub.Name()), 1))
+	if changed, err := d.HaveCredentialsChanged(d.ctx); err != nil || changed ||
+		!strings.Contains(text.Load().(string), strings.ToUpper(hub.Name())) {
+		t.Errorf("the same credentials with the host's name in upper case: %v %v", changed, err)
 	}
 	text.Store(hub.CreateDevice("two"))
 	if changed, err := d.HaveCredentialsChanged(d.ctx); err != nil || !changed {

@@ -137,7 +137,9 @@ func (s *session) lasted() time.Duration {
 	return time.Since(s.began)
 }
 
-func (s *session) readLogin() (Login, error) { return within(s, s.options.Credentials.Login) }
+func (s *session) readLogin() (Login, error) {
+	return within(s, func(ctx context.Context) (Login, error) { return readLogin(ctx, s.options.Credentials) })
+}
 
 // within returns what f does, which may ignore its context while it holds the library's lock, or an error when an
 // operation may take no longer. What f returns then is dropped.
