@@ -260,11 +260,11 @@ func TestSlowAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.server.ReadHeaderTimeout, r.server.ReadTimeout, r.server.IdleTimeout = 20*time.Millisecond, 20*time.Millisecond, 50*time.Millisecond
+	r.server.ReadHeaderTimeout, r.server.ReadTimeout, r.server.IdleTimeout = time.Second, time.Second, 50*time.Millisecond
 	p.answer = func(w http.ResponseWriter, q *http.Request) {
 		select {
 		case <-q.Context().Done():
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(1200 * time.Millisecond):
 		}
 		_, _ = io.WriteString(w, `{"access_token":"`+canary+`"}`)
 	}
