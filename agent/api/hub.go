@@ -16,6 +16,11 @@ type HubStatus struct {
 	Failure     HubFailure `json:"failure,omitempty"` // of LastError
 	NextTry     time.Time  `json:"next_try,omitzero"` // absent: it is connected, or is being tried
 
+	// TwinError is why the twin cannot be read, though the device is connected: what it says newly is not known, but
+	// for what notifications add to deny, which is in force. It is tried again. Absent: it was read.
+	TwinError      string    `json:"twin_error,omitempty"`
+	TwinErrorSince time.Time `json:"twin_error_since,omitzero"`
+
 	Desired  DesiredStatus `json:"desired"`
 	Reported time.Time     `json:"reported,omitzero"` // when reported properties were last taken by the hub
 	Events   *EventsStatus `json:"events,omitempty"`  // absent: events are off

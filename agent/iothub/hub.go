@@ -230,6 +230,9 @@ func (h *Hub) Status() api.HubStatus {
 		Connected: l.Connected, Since: api.Time(l.Since), LastError: l.LastError, LastErrorOn: api.Time(l.LastErrorOn),
 		Failure: l.Failure, NextTry: api.Time(l.NextTry), Desired: h.desired.describeOf(identity),
 	}
+	if l.Connected { // what is not connected says why by itself
+		s.TwinError, s.TwinErrorSince = l.TwinError, api.Time(l.TwinErrorOn)
+	}
 	if h.twinIdentity() == identity {
 		s.Reported, s.ReportError = h.reporter.status()
 	}

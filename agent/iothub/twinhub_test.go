@@ -81,6 +81,25 @@ func TestTwinDeniesBeforeItIsRead(t *testing.T) {
 	j.awaitDenied(t, false)
 }
 
+// A hub that throttles reads of twins is shown, since when, until the twin is read.
+func TestThrottledTwinIsShown(t *testing.T) {
+	t.Parallel()
+	j := join(t, nil)
+	j.await(t, "the first twin", func(s api.HubStatus) bool { return s.Desired.Version == 1 })
+	j.hub.Faults.ThrottleTwin.Store(1000)
+	version := j.update(t, `{"deny":[{"module":"vision"}],"logLevel":"error"}`)
+	s := j.await(t, "the refusal", func(s api.HubStatus) bool { return s.TwinError != "" })
+	if !s.Connected || !strings.Contains(s.TwinError, "429") || s.TwinErrorSince.IsZero() || s.Desired.Version >= version {
+		t.Errorf("%+v", s)
+	}
+	j.awaitDenied(t, true)
+	j.hub.Faults.ThrottleTwin.Store(0)
+	s = j.await(t, "the twin", func(s api.HubStatus) bool { return s.Desired.Version == version && s.TwinError == "" })
+	if !s.TwinErrorSince.IsZero() {
+		t.Errorf("%+v", s)
+	}
+}
+
 // What became of each version is reported, with the reason.
 func TestTwinIsAcknowledged(t *testing.T) {
 	t.Parallel()

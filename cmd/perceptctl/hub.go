@@ -45,6 +45,9 @@ func (s screen) hub(status api.Status) string {
 	}
 	twin, how := twinText(now, &h, status.Deny.IsHubSetAside(), isReported(status.Trouble, h.Desired.Refused))
 	text += s.Paragraph(gap, twin, how)
+	if h.TwinError != "" {
+		text += s.Paragraph(gap, unreadTwin(now, &h), term.Warning)
+	}
 	for _, idle := range h.Desired.Idle {
 		text += s.Paragraph(gap, "idle: "+idle, term.Faint)
 	}
@@ -122,6 +125,12 @@ func twinText(now time.Time, h *api.HubStatus, aside, reported bool) (text strin
 	return text + "; reported " + explain.Duration(now.Sub(h.Reported)) + " ago", how
 }
 
+// unreadTwin says since when and why the twin cannot be read, and what that means.
+func unreadTwin(now time.Time, h *api.HubStatus) string {
+	return "its twin cannot be read for " + explain.Duration(now.Sub(h.TwinErrorSince)) + ": " + h.TwinError +
+		"; what it says newly is not in force, but for what notifications add to deny"
+}
+
 func eventsText(e api.EventsStatus) string {
 	text := explain.Counted(int(e.Sent), "event") + " sent"
 	if e.Waiting > 0 {
@@ -173,6 +182,14 @@ func examineHub(now time.Time, h *api.HubStatus, d *api.DenyStatus) (all []findi
 		}
 		if !d.IsLost() {
 			f.Is += ". Tokens are served without it"
+		}
+		all = append(all, f)
+	}
+	if h.TwinError != "" {
+		f := finding{note, "twin", unreadTwin(now, h), "perceptd tries again by itself; a hub that answers 429 is busy: see " +
+			"twin reads in the hub's metrics, and docs/fleet.md on quotas"}
+		if now.Sub(h.TwinErrorSince) >= hubPatience {
+			f.Verdict = fail
 		}
 		all = append(all, f)
 	}

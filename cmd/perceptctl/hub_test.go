@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/agent/explain"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -65,6 +66,27 @@ func TestTwinThatIsSetAside(t *testing.T) {
 	if !strings.Contains(text, "twin version 17 is set aside; nothing is reported yet") ||
 		strings.Contains(text, "stays in force") || strings.Contains(text, "refused") {
 		t.Error(text)
+	}
+}
+
+// TestUnreadTwin shows what status and doctor say of a twin that the hub does not let be read, which is a fault after a
+// while.
+func TestUnreadTwin(t *testing.T) {
+	t.Parallel()
+	for lasts, verdict := range map[time.Duration]severity{time.Minute: note, 12 * time.Minute: fail} {
+		status := api.Status{Now: noon, Hub: &api.HubStatus{Connected: true, Since: noon.Add(-time.Hour),
+			TwinError: "IoT Hub answers 429", TwinErrorSince: noon.Add(-lasts), Desired: api.DesiredStatus{Version: 7, Applied: 7}}}
+		all := examineHub(noon, status.Hub, nil)
+		if len(all) != 2 || all[1].Verdict != verdict || all[1].What != "twin" || !strings.Contains(all[1].Next, "docs/fleet.md") {
+			t.Errorf("after %v: %+v", lasts, all)
+		}
+		text := screen{Screen: term.Screen{Width: 200}, zone: time.UTC}.hub(status)
+		for _, says := range []string{"twin version 7 is in force", "its twin cannot be read for " + explain.Duration(lasts) +
+			": IoT Hub answers 429; what it says newly is not in force, but for what notifications add to deny"} {
+			if !strings.Contains(text, says) {
+				t.Errorf("%q is not in %s", says, text)
+			}
+		}
 	}
 }
 

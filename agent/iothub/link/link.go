@@ -83,6 +83,7 @@ type Status struct {
 	Failure     api.HubFailure // of LastError
 	NextTry     time.Time      // zero: it is connected, or is being tried
 	TwinError   string         // why the twin could not be read; it is tried again; empty: it was read
+	TwinErrorOn time.Time      // since when that is so; zero: it was read
 }
 
 // ErrOffline is returned for what is to be sent while there is no connection.
@@ -245,7 +246,12 @@ func (l *Link) twinRead(err error) {
 	}
 	l.mu.Lock()
 	news := l.status.TwinError != text
-	l.status.TwinError = text
+	switch l.status.TwinError = text; {
+	case err == nil:
+		l.status.TwinErrorOn = time.Time{}
+	case l.status.TwinErrorOn.IsZero():
+		l.status.TwinErrorOn = l.options.Now()
+	}
 	l.mu.Unlock()
 	if news && err != nil {
 		l.options.Log.Warn("the twin cannot be read from IoT Hub now, and is read again; what it denies meanwhile is "+

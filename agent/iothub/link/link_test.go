@@ -593,7 +593,8 @@ func TestBusyHub(t *testing.T) {
 	hub.Faults.ThrottleTwin.Store(1000)
 	d := start(t, hub, nil)
 	d.connected(t)
-	if s := d.Status(); !strings.Contains(s.TwinError, "429") {
+	since := d.Status().TwinErrorOn
+	if s := d.Status(); !strings.Contains(s.TwinError, "429") || since.IsZero() {
 		t.Errorf("%+v", s)
 	}
 	if _, err := hub.UpdateDesired("cam", []byte(`{"percept":{"deny":[{"module":"vision"}]}}`)); err != nil {
@@ -608,8 +609,14 @@ func TestBusyHub(t *testing.T) {
 	if status, _, err := hub.InvokeMethod(d.ctx, "cam", "x", nil); status != http.StatusNotFound || err != nil {
 		t.Error(status, err)
 	}
+	if s := d.Status(); !s.TwinErrorOn.Equal(since) {
+		t.Errorf("since %v, and later since %v", since, s.TwinErrorOn)
+	}
 	hub.Faults.ThrottleTwin.Store(0)
 	d.wait(t, "the twin is read", func() bool { return d.lastTwin().DesiredVersion == 2 && d.Status().TwinError == "" })
+	if s := d.Status(); !s.TwinErrorOn.IsZero() {
+		t.Errorf("%+v", s)
+	}
 	if n := hub.Counters("cam").Connects; n != 1 {
 		t.Errorf("%d connections", n)
 	}
