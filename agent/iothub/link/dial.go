@@ -147,7 +147,7 @@ func dialCONNECT(
 	answer, err := http.ReadResponse(head, request)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("its answer cannot be read: %w", err)
+		return nil, fmt.Errorf("its answer cannot be read: %w", answerFault(err))
 	case answer.StatusCode == http.StatusProxyAuthRequired:
 		return nil, errors.New("it wants another user and password (407)")
 	case answer.StatusCode != http.StatusOK:
@@ -157,6 +157,21 @@ func dialCONNECT(
 		return nil, errors.New("it sends something before the hub does")
 	}
 	return c, nil
+}
+
+// answerFault returns why an answer cannot be read. Where that is not the network, the error may quote what came, and so
+// what was sent: the proxy's password, where the proxy echoes it.
+func answerFault(err error) error {
+	var network net.Error
+	for _, known := range []error{io.EOF, io.ErrUnexpectedEOF, context.Canceled, websocket.ErrBadHandshake} {
+		if errors.Is(err, known) {
+			return known
+		}
+	}
+	if errors.As(err, &network) {
+		return err
+	}
+	return errors.New("it is not HTTP/1.1")
 }
 
 func proxyAddress(by *url.URL, port string) string {
@@ -177,9 +192,9 @@ func upgrade(ctx context.Context, c net.Conn, host string, bySignature bool) (ne
 	if err != nil {
 		_ = c.Close()
 		if answer != nil {
-			return nil, fmt.Errorf("WebSocket: the hub answers %d: %w", answer.StatusCode, err)
+			return nil, fmt.Errorf("WebSocket: the hub answers %d: %w", answer.StatusCode, answerFault(err))
 		}
-		return nil, fmt.Errorf("WebSocket: %w", err)
+		return nil, fmt.Errorf("WebSocket: the hub's answer cannot be read: %w", answerFault(err))
 	}
 	socket.SetReadLimit(2 * maxPacket)
 	return &stream{Conn: c, socket: socket}, nil

@@ -256,6 +256,18 @@ func says(text string) func(*testProxy, net.Conn) error {
 	}
 }
 
+// echoes is a proxy that answers with what it was asked by, in format, whose length is beyond all bounds.
+func echoes(format string) func(*testProxy, net.Conn) error {
+	return func(_ *testProxy, c net.Conn) error {
+		r, err := http.ReadRequest(bufio.NewReader(c))
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c, format+"\r\n\r\n", r.Header.Get("Proxy-Authorization")+strings.Repeat("A", 9000))
+		return err
+	}
+}
+
 // strict is a proxy that passes nobody on.
 func strict(talk func(*testProxy, net.Conn) error) func(*testProxy, net.Conn) error {
 	return func(_ *testProxy, c net.Conn) error { return talk(new(testProxy), c) }
@@ -278,6 +290,10 @@ func TestProxiesThatLeadNowhere(t *testing.T) {
 		"it answers 502":         {"http", nil, proxyPassword, says("HTTP/1.1 502 Down\r\n\r\n"), "it answers 502"},
 		"it speaks no HTTP":      {"http", nil, proxyPassword, says("220 ftp\r\n\r\n"), "its answer cannot be read"},
 		"its answer has no end":  {"http", nil, proxyPassword, says("HTTP/1.1 200 " + long), "read"},
+		"it echoes the password": {"http", nil, proxyPassword, echoes("%s"), "it is not HTTP/1.1"},
+		"it echoes it in a head": {"http", nil, proxyPassword, echoes("HTTP/1.1 200 OK\r\n%s no colon"), "it is not HTTP/1.1"},
+		"it echoes it as length": {"http", nil, proxyPassword, echoes("HTTP/1.1 200 OK\r\nContent-Length: %s"),
+			"it is not HTTP/1.1"},
 		"it hangs up":            {"http", nil, proxyPassword, says(""), "EOF"},
 		"it speaks too soon":     {"http", nil, proxyPassword, says("HTTP/1.1 200 OK\r\n\r\nx"), "before the hub does"},
 		"it speaks no TLS":       {"https", nil, proxyPassword, says(""), "the proxy 127.0.0.1:"},
@@ -307,6 +323,9 @@ func TestProxiesThatLeadNowhere(t *testing.T) {
 			hidden := base64.StdEncoding.EncodeToString([]byte(proxyUser + ":" + row.password))
 			if strings.Contains(said, "canary") || strings.Contains(said, hidden) {
 				t.Errorf("the proxy's password is in %s", said)
+			}
+			if n := len(d.Status().LastError); n > maxError {
+				t.Errorf("the error has %d bytes", n)
 			}
 		})
 	}

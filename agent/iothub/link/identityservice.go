@@ -216,7 +216,10 @@ const maxSaid = 200
 
 // cut returns another's words on one line, and not too long.
 func cut(words string) string {
-	words = strings.ToValidUTF8(words[:min(len(words), maxSaid)], "")
+	return oneLine(strings.ToValidUTF8(words[:min(len(words), maxSaid)], ""))
+}
+
+func oneLine(words string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
 			return ' '

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -242,7 +243,7 @@ func (l *Link) setLogin(login Login) {
 func (l *Link) twinRead(err error) {
 	text := ""
 	if err != nil {
-		text = err.Error()
+		text = bounded(err)
 	}
 	l.mu.Lock()
 	news := l.status.TwinError != text
@@ -283,10 +284,22 @@ func (l *Link) disconnected() {
 // cutsForReplaced is how many connections in a row the hub soon ends where another device has the same identity.
 const cutsForReplaced = 3
 
+// maxError bounds an error in the log and the status, in bytes: a certificate, for one, can have any number of names.
+const maxError = 1 << 10
+
+// bounded returns what err says, on one line, and not too long.
+func bounded(err error) string {
+	text := err.Error()
+	if len(text) > maxError {
+		text = strings.ToValidUTF8(text[:maxError-len("…")], "") + "…"
+	}
+	return oneLine(text)
+}
+
 // failed notes why there is no connection. The log has what is news.
 func (l *Link) failed(err error, cuts int, wait time.Duration) {
 	failure := failureOf(err)
-	text := err.Error()
+	text := bounded(err)
 	if lost := (*connectionLost)(nil); cuts >= cutsForReplaced && errors.As(err, &lost) {
 		failure = api.HubFailureReplaced
 		text += "; it ends soon after each connect: another device, or another process, may use the same identity"

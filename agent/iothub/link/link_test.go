@@ -377,6 +377,18 @@ func TestRefusals(t *testing.T) {
 	d.failed(t, api.HubFailureRefused, "clock of this device")
 }
 
+func TestErrorsAreBounded(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"x\n\x1b[31my":                "x  [31my",
+		strings.Repeat("ä", maxError): strings.Repeat("ä", (maxError-len("…"))/2) + "…",
+	} {
+		if said := bounded(errors.New(text)); said != want {
+			t.Errorf("%q, want %q", said, want)
+		}
+	}
+}
+
 // The hub is the same in whatever case its host's name is written, for what is kept of it.
 func TestHostNameInUpperCase(t *testing.T) {
 	t.Parallel()
