@@ -40,8 +40,9 @@ tokens of this device and hands them to local modules.`,
   sudo perceptctl policy-changed https://vault.azure.net --effect granted
   sudo perceptctl explain https://vault.azure.net
   sudo perceptctl reload`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		PersistentPreRunE: refuseEmpty,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.client.Socket, "socket", a.defaultSocket(),
