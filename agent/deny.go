@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"go.uber.org/zap"
 
@@ -63,16 +62,15 @@ func (a *Agent) enforceDenyRules(change func(deny.Record) (deny.Record, error)) 
 // Deny takes tokens away at once, whatever the grants allow. by says who wants that, for the log and the record. A rule
 // of the same side that denies the same already is returned as it is. The error is an *Error; with CodeNotKept the rule
 // is in force all the same, and returned.
-func (a *Agent) Deny(by string, origin api.DenyOrigin, r api.DenyRequest) (api.DenyRule, error) {
+func (a *Agent) Deny(by string, side api.DenySide, r api.DenyRequest) (api.DenyRule, error) {
 	if err := CheckDeny(r); err != nil {
 		return api.DenyRule{}, err
 	}
-	hub := hubOf(origin, by)
-	a.NoteHub(hub)
+	a.NoteHub(side.Hub)
 	var set deny.Rule
 	var known bool
 	err := a.changeDenyRules("the rule is in force", func(record deny.Record) (deny.Record, error) {
-		if origin != deny.Local && record.IsSetAside(hub) {
+		if side.Origin != deny.Local && record.IsSetAside(side.Hub) {
 			return record, errHubSetAside(record)
 		}
 		id := newID()
@@ -80,7 +78,8 @@ func (a *Agent) Deny(by string, origin api.DenyOrigin, r api.DenyRequest) (api.D
 			id = newID()
 		}
 		after, rule, err := record.Add(deny.Rule{
-			ID: id, Target: r.DenyTarget, Origin: origin, Note: r.Note, Since: api.Time(a.clock.Wall()), By: by, Hub: hub,
+			ID: id, Target: r.DenyTarget, Origin: side.Origin, Note: r.Note, Since: api.Time(a.clock.Wall()), By: by,
+			Hub: side.Hub,
 		})
 		if err != nil {
 			return record, tooManyDenyRules(err)
@@ -96,14 +95,13 @@ func (a *Agent) Deny(by string, origin api.DenyOrigin, r api.DenyRequest) (api.D
 
 // LiftDeny lifts a deny rule that the same side has set, and returns it as it was. by says who wants that, for the log.
 // The error is an *Error; with CodeNotKept the rule is lifted all the same.
-func (a *Agent) LiftDeny(by string, origin api.DenyOrigin, id string) (api.DenyRule, error) {
-	hub := hubOf(origin, by)
+func (a *Agent) LiftDeny(by string, side api.DenySide, id string) (api.DenyRule, error) {
 	var was deny.Rule
 	err := a.changeDenyRules("the rule is lifted", func(record deny.Record) (deny.Record, error) {
-		if origin != deny.Local && record.IsSetAside(hub) {
+		if side.Origin != deny.Local && record.IsSetAside(side.Hub) {
 			return record, errHubSetAside(record)
 		}
-		after, rule, err := record.Lift(origin, id)
+		after, rule, err := record.Lift(side.Origin, id)
 		switch {
 		case errors.Is(err, deny.ErrUnknown):
 			return record, &Error{Code: api.CodeUnknownDenyRule, Detail: fmt.Sprintf(
@@ -293,15 +291,6 @@ func CheckDeny(r api.DenyRequest) error {
 		return fault
 	}
 	return nil
-}
-
-// hubOf returns this device's identity at the hub that calls a direct method, as who calls says it; empty: it is not
-// known, or no hub calls.
-func hubOf(origin api.DenyOrigin, by string) string {
-	if words := strings.Fields(by); origin == deny.Method && len(words) > 1 && words[0] == "iothub" {
-		return words[1]
-	}
-	return ""
 }
 
 func errHubSetAside(record deny.Record) *Error {

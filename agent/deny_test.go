@@ -23,13 +23,20 @@ import (
 
 const thisHub = "hub.azure-devices.net/edge-1"
 
+// thisMethod is that hub, where it calls a direct method.
+var thisMethod = api.DenySide{Origin: api.DenyMethod, Hub: thisHub}
+
 func denyModule(name string) api.DenyRequest {
 	return api.DenyRequest{DenyTarget: api.DenyTarget{Module: name}, Note: "stolen"}
 }
 
 func mustDeny(t *testing.T, a *agent.Agent, origin api.DenyOrigin, r api.DenyRequest) api.DenyRule {
 	t.Helper()
-	rule, err := a.Deny("uid 0 (pid 1)", origin, r)
+	by, side := "uid 0 (pid 1)", api.DenySide{Origin: origin}
+	if origin == api.DenyMethod {
+		by, side = "iothub "+thisHub+" method percept.deny", thisMethod
+	}
+	rule, err := a.Deny(by, side, r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,13 +85,13 @@ func TestDenyTakesAwayAndLiftGivesBack(t *testing.T) {
 		if again := mustDeny(t, a, api.DenyLocal, denyModule("vision")); again.ID != rule.ID {
 			t.Errorf("the same rule is there twice: %+v", again)
 		}
-		if _, err := a.LiftDeny("m", api.DenyMethod, rule.ID); codeOf(err) != api.CodeBadRequest {
+		if _, err := a.LiftDeny("m", thisMethod, rule.ID); codeOf(err) != api.CodeBadRequest {
 			t.Errorf("a method lifts what a person set: %v", err)
 		}
-		if _, err := a.LiftDeny("uid 0", api.DenyLocal, rule.ID); err != nil {
+		if _, err := a.LiftDeny("uid 0", api.DenySide{Origin: api.DenyLocal}, rule.ID); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.LiftDeny("uid 0", api.DenyLocal, rule.ID); codeOf(err) != api.CodeUnknownDenyRule {
+		if _, err := a.LiftDeny("uid 0", api.DenySide{Origin: api.DenyLocal}, rule.ID); codeOf(err) != api.CodeUnknownDenyRule {
 			t.Errorf("%v", err)
 		}
 		if code := askFor(a, module, vault); code != "" {
@@ -166,7 +173,7 @@ func TestTwinDeny(t *testing.T) {
 			}
 		}
 		local := mustDeny(t, a, api.DenyLocal, denyModule("other"))
-		byMethod, err := a.Deny("iothub "+thisHub+" method percept.deny", api.DenyMethod, denyModule("third"))
+		byMethod, err := a.Deny("iothub "+thisHub+" method percept.deny", thisMethod, denyModule("third"))
 		check(err)
 		check(a.TightenTwinDeny(thisHub, []api.DenyRequest{denyModule("vision")}, 4))
 		denied(true, "a notification adds")
@@ -180,7 +187,7 @@ func TestTwinDeny(t *testing.T) {
 		if len(rules) != 3 || rules[0].Twin != 1 || rules[0].Origin != api.DenyTwin {
 			t.Fatalf("%+v", rules)
 		}
-		_, err = a.LiftDeny("uid 0", api.DenyLocal, rules[0].ID)
+		_, err = a.LiftDeny("uid 0", api.DenySide{Origin: api.DenyLocal}, rules[0].ID)
 		if codeOf(err) != api.CodeBadRequest || !strings.Contains(err.Error(), "desired properties") {
 			t.Errorf("a twin's rule is lifted by hand: %v", err)
 		}
@@ -189,7 +196,7 @@ func TestTwinDeny(t *testing.T) {
 		denied(false, "root set the hub aside")
 		check(a.SetTwinDeny(thisHub, []api.DenyRequest{{DenyTarget: api.DenyTarget{All: true}}}, 9))
 		denied(false, "a later twin of the same hub")
-		if _, err := a.Deny("iothub "+thisHub+" method percept.deny", api.DenyMethod, denyModule("vision")); codeOf(err) !=
+		if _, err := a.Deny("iothub "+thisHub+" method percept.deny", thisMethod, denyModule("vision")); codeOf(err) !=
 			api.CodeHubSetAside {
 			t.Errorf("a method denies: %v", err)
 		}

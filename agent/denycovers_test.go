@@ -44,7 +44,7 @@ func TestScreensCoverWhatIsDenied(t *testing.T) {
 		if target == (api.DenyTarget{}) {
 			target.All = true
 		}
-		if _, err := a.Deny("uid 0 (pid 1)", api.DenyLocal, api.DenyRequest{DenyTarget: target}); err != nil {
+		if _, err := a.Deny("uid 0 (pid 1)", api.DenySide{Origin: api.DenyLocal}, api.DenyRequest{DenyTarget: target}); err != nil {
 			t.Fatal(err)
 		}
 		said := a.DenyStatus().Rules[0]

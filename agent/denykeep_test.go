@@ -119,7 +119,7 @@ func TestDenyRulesOutliveReboots(t *testing.T) {
 			})
 		}
 		disk.boot(t, true, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			if _, err := a.LiftDeny("uid 0", api.DenyLocal, id); err != nil {
+			if _, err := a.LiftDeny("uid 0", api.DenySide{Origin: api.DenyLocal}, id); err != nil {
 				t.Error(err)
 			}
 		})
@@ -137,7 +137,7 @@ func TestDenyRulesOnADiskThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := &denyDisk{fault: errors.New("no space left")}
 		disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
-			rule, err := a.Deny("uid 0", api.DenyLocal, denyModule("vision"))
+			rule, err := a.Deny("uid 0", api.DenySide{Origin: api.DenyLocal}, denyModule("vision"))
 			if codeOf(err) != api.CodeNotKept || rule.ID == "" {
 				t.Errorf("%+v, %v", rule, err)
 			}
@@ -398,7 +398,7 @@ func TestUnreadDenyRules(t *testing.T) {
 					if code := askFor(a, module, vault); code != api.CodeDenyRulesLost {
 						t.Errorf("%q", code)
 					}
-					if _, err := a.Deny("uid 0", api.DenyLocal, denyModule("other")); codeOf(err) != api.CodeNotKept {
+					if _, err := a.Deny("uid 0", api.DenySide{Origin: api.DenyLocal}, denyModule("other")); codeOf(err) != api.CodeNotKept {
 						t.Errorf("%v", err)
 					}
 					if forgotten {

@@ -102,9 +102,9 @@ func TestTwinDenyLines(t *testing.T) {
 			t.Errorf("one rule: %v", one)
 		}
 		for i := range 1000 {
-			rule, err := a.Deny("iothub "+thisHub+" method percept.deny", api.DenyMethod, denyModule(fmt.Sprint("x", i)))
+			rule, err := a.Deny("iothub "+thisHub+" method percept.deny", thisMethod, denyModule(fmt.Sprint("x", i)))
 			if err == nil {
-				_, err = a.LiftDeny("iothub "+thisHub+" method percept.deny", api.DenyMethod, rule.ID)
+				_, err = a.LiftDeny("iothub "+thisHub+" method percept.deny", thisMethod, rule.ID)
 			}
 			if err != nil {
 				t.Fatal(err)

@@ -33,8 +33,11 @@ const MaxDenyRules = deny.MaxRules
 // DenyTarget says which tokens a deny rule takes away.
 type DenyTarget = deny.Target
 
-// DenyOrigin is who set a deny rule, and so who lifts it.
-type DenyOrigin = deny.Origin
+// DenyOrigin is who set a deny rule, and so who lifts it; DenySide says of a hub's also as whom it knows this device.
+type (
+	DenyOrigin = deny.Origin
+	DenySide   = deny.Side
+)
 
 const (
 	DenyLocal  = deny.Local

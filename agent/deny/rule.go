@@ -142,3 +142,9 @@ const (
 	Twin   Origin = "twin"   // the desired properties of the IoT Hub twin
 	Method Origin = "method" // a direct method from IoT Hub
 )
+
+// Side is who sets rules, and lifts those that it has set.
+type Side struct {
+	Origin Origin
+	Hub    string // of Twin and Method: this device's identity at the hub
+}

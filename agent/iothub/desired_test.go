@@ -29,7 +29,7 @@ type twinned struct {
 	*desired
 }
 
-const twinnedHub = "hub.test/percept-7"
+const twinnedHub = device
 
 func newTwinned(t *testing.T) twinned {
 	time.Sleep(time.Until(docsTime))
@@ -404,7 +404,7 @@ func TestSettingAsideAHubOfWhichNothingIsReadWhole(t *testing.T) {
 		},
 		"a method": func(w twinned) {
 			by, what := "iothub "+other+" method percept.deny", api.DenyRequest{DenyTarget: api.DenyTarget{Module: "vision"}}
-			if _, err := w.desired.agent.Deny(by, api.DenyMethod, what); err != nil {
+			if _, err := w.desired.agent.Deny(by, api.DenySide{Origin: api.DenyMethod, Hub: other}, what); err != nil {
 				panic(err)
 			}
 		},

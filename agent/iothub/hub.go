@@ -73,7 +73,7 @@ func New(o Options) *Hub {
 		},
 		poked: make(chan struct{}, 1), decided: make(chan struct{}, 1), closing: make(chan struct{}),
 	}
-	h.methods = newMethods(o.Agent, o.Status, h.identity, o.Log)
+	h.methods = newMethods(o.Agent, o.Status, o.Log)
 	h.reporter = newReporter(reporterOptions{
 		Status: o.Status, Every: o.ReportEvery, Spread: o.ReportSpread, Log: o.Log, Changed: o.Changed,
 		Send: func(ctx context.Context, patch json.RawMessage) (int64, error) {
@@ -100,9 +100,6 @@ func (h *Hub) connection() *link.Link {
 	defer h.mu.Unlock()
 	return h.link
 }
-
-// identity is what the hub knows the device by, for records and the log.
-func (h *Hub) identity() string { return h.connection().Status().Identity.String() }
 
 // twinIdentity is the identity of this device whose twin was read last; empty: none was.
 func (h *Hub) twinIdentity() string {

@@ -15,6 +15,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/iothub/link"
 )
 
 // MessageMethod is the ID of the journal's line about a direct method. It never changes.
@@ -53,7 +54,6 @@ var theMethods = []method{
 type methods struct {
 	agent  *agent.Agent
 	status func() api.Status // the whole status
-	hub    func() string     // the hub's identity of this device
 	log    *zap.Logger       // bounded
 
 	all    *rate.Limiter
@@ -63,14 +63,15 @@ type methods struct {
 
 // methodCall is one call of a method.
 type methodCall struct {
+	hub     string // this device's identity at the hub that calls
 	by      string // who calls, for the agent's log and records
 	payload []byte // a JSON object, or nothing
 	about   []zap.Field
 }
 
-func newMethods(a *agent.Agent, status func() api.Status, hub func() string, log *zap.Logger) *methods {
+func newMethods(a *agent.Agent, status func() api.Status, log *zap.Logger) *methods {
 	m := &methods{
-		agent: a, status: status, hub: hub, log: log,
+		agent: a, status: status, log: log,
 		all: rate.NewLimiter(allSecond, allBurst),
 	}
 	for _, method := range theMethods {
@@ -80,9 +81,12 @@ func newMethods(a *agent.Agent, status func() api.Status, hub func() string, log
 	return m
 }
 
-// serve answers a call of the method name: a status as HTTP's, and what goes out as JSON. ctx ends with the connection.
-func (m *methods) serve(ctx context.Context, name string, payload json.RawMessage) (status int, answer any) {
-	c := &methodCall{by: fmt.Sprintf("iothub %s method %.64q", m.hub(), name)} // any text may be a name
+// serve answers a call of the method name, to the identity that this device has at the hub: a status as HTTP's, and what goes out as JSON. ctx ends with the connection.
+func (m *methods) serve(
+	ctx context.Context, as link.Identity, name string, payload json.RawMessage,
+) (status int, answer any) {
+	hub := as.String()
+	c := &methodCall{hub: hub, by: fmt.Sprintf("iothub %s method %.64q", hub, name)} // any text may be a name
 	answer, err := m.call(ctx, name, payload, c)
 	status, code := 200, api.Code("")
 	if err != nil {
@@ -114,12 +118,11 @@ func (m *methods) call(
 		return nil, unknownMethod(name)
 	}
 	method := &theMethods[at]
-	hub := m.hub()
-	c.by = fmt.Sprintf("iothub %s method %s", hub, method.name)
+	c.by = fmt.Sprintf("iothub %s method %s", c.hub, method.name)
 	if err := allow(m.each[at], method.name); err != nil {
 		return nil, err
 	}
-	if method.sets && m.agent.IsHubSetAside(hub) {
+	if method.sets && m.agent.IsHubSetAside(c.hub) {
 		return nil, &agent.Error{Code: api.CodeHubSetAside, Detail: "root on this device has set aside what IoT Hub " +
 			"sets, so that " + method.name + " does nothing here until perceptctl deny heed-hub takes that back; " +
 			"percept.status and percept.explain answer"}
@@ -305,9 +308,9 @@ func (m *methods) deny(_ context.Context, c *methodCall) (any, error) {
 		return list, nil
 	case r.Lift == "":
 		r.Resource = api.FullResource(r.Resource)
-		rule, err = m.agent.Deny(c.by, api.DenyMethod, r.DenyRequest)
+		rule, err = m.agent.Deny(c.by, api.DenySide{Origin: api.DenyMethod, Hub: c.hub}, r.DenyRequest)
 	case r.DenyRequest == api.DenyRequest{}:
-		rule, err = m.agent.LiftDeny(c.by, api.DenyMethod, r.Lift)
+		rule, err = m.agent.LiftDeny(c.by, api.DenySide{Origin: api.DenyMethod, Hub: c.hub}, r.Lift)
 	default:
 		return nil, badPayload(errors.New("it names a rule to lift, and what to deny besides: send one of them"))
 	}

@@ -19,6 +19,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/grants"
+	"perceptd/agent/iothub/link"
 	"perceptd/tokencache"
 	"perceptd/tokencache/tokencachetest"
 )
@@ -30,6 +31,9 @@ const (
 	storage = "https://storage.azure.com"
 	device  = "hub.azure-devices.net/percept-7"
 )
+
+// theDevice is device.
+var theDevice = link.Identity{Hub: "hub.azure-devices.net", Device: "percept-7"}
 
 // edge is a device with two identities, whose tokens are prefetched.
 func edge() agent.Rules {
@@ -75,7 +79,7 @@ func newAfar(t *testing.T) afar {
 		s.Now = api.Time(time.Now())
 		return s
 	}
-	return afar{newMethods(a, status, func() string { return device }, agent.BoundedLog(zap.New(core))), source, logs}
+	return afar{newMethods(a, status, agent.BoundedLog(zap.New(core))), source, logs}
 }
 
 // bubble runs f in virtual time with an agent that has its tokens.
@@ -88,7 +92,7 @@ func bubble(t *testing.T, f func(t *testing.T, a afar)) {
 // than IoT Hub takes.
 func (a afar) ask(t *testing.T, name, payload string) (int, string) {
 	t.Helper()
-	status, answer := a.serve(t.Context(), name, json.RawMessage(payload))
+	status, answer := a.serve(t.Context(), theDevice, name, json.RawMessage(payload))
 	text, err := json.Marshal(answer)
 	if err != nil {
 		t.Fatal(err)
@@ -245,8 +249,8 @@ func TestPolicyChangedMethodThatIsNotKept(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer a.Close()
-		m := newMethods(a, a.Status, func() string { return device }, zap.NewNop())
-		status, answer := m.serve(t.Context(), api.MethodPolicyChanged,
+		m := newMethods(a, a.Status, zap.NewNop())
+		status, answer := m.serve(t.Context(), theDevice, api.MethodPolicyChanged,
 			json.RawMessage(`{"all_resources":true,"effect":"changed"}`))
 		e, ok := answer.(api.MethodError)
 		if status != 507 || !ok || e.Error.Code != api.CodeNotKept || e.PolicyChange == nil || e.PolicyChange.ID == "" {
@@ -272,7 +276,7 @@ func TestRefreshMethod(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel() // the connection is gone
-		if status, answer := a.serve(ctx, api.MethodRefresh, nil); status != 200 || time.Since(begun) > refreshTime {
+		if status, answer := a.serve(ctx, theDevice, api.MethodRefresh, nil); status != 200 || time.Since(begun) > refreshTime {
 			t.Errorf("%d %+v", status, answer)
 		}
 	})
@@ -286,7 +290,7 @@ func TestMethodsThatHangAreBounded(t *testing.T) {
 		answered := make(chan int, 20)
 		for range 10 {
 			go func() {
-				status, _ := a.serve(t.Context(), api.MethodRefresh, nil)
+				status, _ := a.serve(t.Context(), theDevice, api.MethodRefresh, nil)
 				answered <- status
 			}()
 		}
@@ -314,7 +318,7 @@ func TestMethodsAreRateLimited(t *testing.T) {
 	bubble(t, func(t *testing.T, a afar) {
 		counts := make(map[int]int)
 		for range 1000 {
-			status, answer := a.serve(t.Context(), api.MethodStatus, nil)
+			status, answer := a.serve(t.Context(), theDevice, api.MethodStatus, nil)
 			if counts[status]++; status == 429 {
 				e := answer.(api.MethodError).Error
 				if e.RetryAfter != 1 || e.Code != api.CodeBusy {
@@ -330,7 +334,7 @@ func TestMethodsAreRateLimited(t *testing.T) {
 			t.Errorf("%d lines in the journal", lines)
 		}
 		time.Sleep(time.Second)
-		if status, _ := a.serve(t.Context(), api.MethodStatus, nil); status != 200 {
+		if status, _ := a.serve(t.Context(), theDevice, api.MethodStatus, nil); status != 200 {
 			t.Errorf("a second later: %d", status)
 		}
 		last := a.logs.FilterMessage("direct method answered").All()[lines].ContextMap()
@@ -419,13 +423,13 @@ func FuzzMethodPayload(f *testing.F) {
 	}
 	f.Cleanup(a.Close)
 	f.Fuzz(func(t *testing.T, payload string) {
-		m := newMethods(a, a.Status, func() string { return device }, zap.NewNop())
+		m := newMethods(a, a.Status, zap.NewNop())
 		for _, method := range theMethods {
 			if method.name == api.MethodRefresh { // calls of the back end have their own pace
 				_, _ = readPayload[api.RefreshRequest](&methodCall{payload: []byte(payload)})
 				continue
 			}
-			status, answer := m.serve(t.Context(), method.name, json.RawMessage(payload))
+			status, answer := m.serve(t.Context(), theDevice, method.name, json.RawMessage(payload))
 			text, err := json.Marshal(answer)
 			if err != nil || len(text) > api.MaxMethodAnswer || status < 200 || status > 599 || status == 500 {
 				t.Errorf("%s of %q: %d %s %v", method.name, payload, status, text, err)
@@ -437,7 +441,7 @@ func FuzzMethodPayload(f *testing.F) {
 			}
 		}
 		for _, rule := range a.DenyStatus().Rules {
-			if _, err := a.LiftDeny("iothub "+device, api.DenyMethod, rule.ID); err != nil {
+			if _, err := a.LiftDeny("iothub "+device, api.DenySide{Origin: api.DenyMethod, Hub: device}, rule.ID); err != nil {
 				t.Error(err)
 			}
 		}
@@ -512,7 +516,7 @@ func TestDenyMethod(t *testing.T) {
 		if err := a.token(t); err != nil {
 			t.Errorf("after the rule is lifted: %v", err)
 		}
-		if _, err := a.agent.Deny("uid 0 (pid 7)", api.DenyLocal,
+		if _, err := a.agent.Deny("uid 0 (pid 7)", api.DenySide{Origin: api.DenyLocal},
 			api.DenyRequest{DenyTarget: api.DenyTarget{Module: "log"}}); err != nil {
 			t.Fatal(err)
 		}
@@ -562,9 +566,9 @@ func TestDenialsAreNotStarved(t *testing.T) {
 	bubble(t, func(t *testing.T, a afar) {
 		for i := range 2000 {
 			name := []string{api.MethodStatus, api.MethodExplain, "unknown"}[i%3]
-			a.serve(t.Context(), name, nil)
+			a.serve(t.Context(), theDevice, name, nil)
 		}
-		if status, _ := a.serve(t.Context(), "unknown", nil); status != 429 {
+		if status, _ := a.serve(t.Context(), theDevice, "unknown", nil); status != 429 {
 			t.Errorf("%d", status)
 		}
 		if status, text := a.ask(t, api.MethodDeny, `{"all":true}`); status != 200 || a.token(t) == nil {

@@ -43,7 +43,7 @@ func reportTo(t *testing.T, has string, status func() api.Status) onHub {
 		Credentials: link.SharedKeyFile{Path: file}, RootCAs: hub.RootCAs(), Address: hub.MQTTAddress(),
 		MaxBackoff: 50 * time.Millisecond, Twin: func(twin link.Twin) { connected <- twin },
 		Patch: func(json.RawMessage, link.Identity, int64) {},
-		Method: func(context.Context, string, json.RawMessage) (int, any) {
+		Method: func(context.Context, link.Identity, string, json.RawMessage) (int, any) {
 			return http.StatusNotFound, nil
 		},
 		Changed: func() { poke(changed) },

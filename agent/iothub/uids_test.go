@@ -37,13 +37,13 @@ func TestUidsTakeThePlaceOfNames(t *testing.T) {
 		a := w.desired.agent
 		for _, rule := range a.DenyStatus().Rules {
 			if rule.Origin == api.DenyMethod {
-				if _, err := a.LiftDeny(w.hub, api.DenyMethod, rule.ID); err != nil {
+				if _, err := a.LiftDeny(w.hub, api.DenySide{Origin: api.DenyMethod, Hub: w.hub}, rule.ID); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
 		expect("lifted", false)
-		if _, err := a.Deny("uid 0 (pid 1)", api.DenyLocal, api.DenyRequest{DenyTarget: api.DenyTarget{User: "70001"}}); err != nil {
+		if _, err := a.Deny("uid 0 (pid 1)", api.DenySide{Origin: api.DenyLocal}, api.DenyRequest{DenyTarget: api.DenyTarget{User: "70001"}}); err != nil {
 			t.Fatal(err)
 		}
 		expect("a person", true)

@@ -39,7 +39,7 @@ func measureWire(t *testing.T) (cost wireCost) {
 	l := link.New(link.Options{
 		Credentials: link.SharedKeyFile{Path: file}, RootCAs: hub.RootCAs(), Address: hub.MQTTAddress(),
 		Twin: func(twin link.Twin) { twins <- twin }, Patch: func(json.RawMessage, link.Identity, int64) {},
-		Method: func(context.Context, string, json.RawMessage) (int, any) {
+		Method: func(context.Context, link.Identity, string, json.RawMessage) (int, any) {
 			return http.StatusNotFound, nil
 		},
 		Changed: func() { poke(changed) },

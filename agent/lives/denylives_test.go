@@ -285,7 +285,7 @@ func (l *denyLife) happen() {
 	case n < 4:
 		of := side{api.DenyLocal, l.pick()}
 		l.note("deny %s", of.module)
-		_, err := l.agent.Deny("uid 0", of.origin, l.request(of.module))
+		_, err := l.agent.Deny("uid 0", api.DenySide{Origin: of.origin}, l.request(of.module))
 		l.done(err, map[side]belief{of: standing})
 	case n < 6:
 		of := side{api.DenyLocal, l.pick()}
@@ -303,7 +303,7 @@ func (l *denyLife) happen() {
 		case i < 0:
 			l.fail("the rule for %s stands, and is not listed", of.module)
 		}
-		_, err := l.agent.LiftDeny("uid 0", of.origin, listed.Rules[i].ID)
+		_, err := l.agent.LiftDeny("uid 0", api.DenySide{Origin: of.origin}, listed.Rules[i].ID)
 		if listed.Lost != "" { // there may be another one where it cannot be read now
 			l.unkept[of] = possible
 			l.done(err, map[side]belief{of: possible})

@@ -26,11 +26,14 @@ func TestDenyOnEveryForm(t *testing.T) {
 		says string // to a caller
 	}{
 		{"local", func(t *testing.T, d *daemon) func() error {
-			rule, err := d.Agent.Deny("uid 0", api.DenyLocal, deniedModule)
+			rule, err := d.Agent.Deny("uid 0", api.DenySide{Origin: api.DenyLocal}, deniedModule)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return func() error { _, err := d.Agent.LiftDeny("uid 0", api.DenyLocal, rule.ID); return err }
+			return func() error {
+				_, err := d.Agent.LiftDeny("uid 0", api.DenySide{Origin: api.DenyLocal}, rule.ID)
+				return err
+			}
 		}, "perceptctl deny lift "},
 		{"twin", func(t *testing.T, d *daemon) func() error {
 			if err := d.Agent.TightenTwinDeny(hubOfTest, []api.DenyRequest{deniedModule}, 7); err != nil {
@@ -40,11 +43,14 @@ func TestDenyOnEveryForm(t *testing.T) {
 		}, "version 7"},
 		{"method", func(t *testing.T, d *daemon) func() error {
 			const by = "iothub " + hubOfTest + " method percept.deny"
-			rule, err := d.Agent.Deny(by, api.DenyMethod, deniedModule)
+			rule, err := d.Agent.Deny(by, api.DenySide{Origin: api.DenyMethod, Hub: hubOfTest}, deniedModule)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return func() error { _, err := d.Agent.LiftDeny(by, api.DenyMethod, rule.ID); return err }
+			return func() error {
+				_, err := d.Agent.LiftDeny(by, api.DenySide{Origin: api.DenyMethod, Hub: hubOfTest}, rule.ID)
+				return err
+			}
 		}, "a direct method from IoT Hub"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

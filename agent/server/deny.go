@@ -33,7 +33,7 @@ func (s *Server) deny(req *request) *apiError {
 		return badBody(err)
 	}
 	body.Resource = api.FullResource(body.Resource)
-	rule, err := s.Agent.Deny(req.caller.String(), api.DenyLocal, body)
+	rule, err := s.Agent.Deny(req.caller.String(), api.DenySide{Origin: api.DenyLocal}, body)
 	return s.answerDeny(req, rule, err)
 }
 
@@ -43,7 +43,7 @@ func (s *Server) liftDeny(req *request) *apiError {
 	if e != nil {
 		return e
 	}
-	was, err := s.Agent.LiftDeny(req.caller.String(), api.DenyLocal, id)
+	was, err := s.Agent.LiftDeny(req.caller.String(), api.DenySide{Origin: api.DenyLocal}, id)
 	return s.answerDeny(req, was, err)
 }
 

@@ -57,7 +57,7 @@ type Options struct {
 	Patch func(desired json.RawMessage, identity Identity, number int64)
 	// Method answers a direct method: a status, and what becomes JSON. payload is empty where there is none. Up to
 	// 16 are called at a time. ctx ends with the connection.
-	Method func(ctx context.Context, name string, payload json.RawMessage) (status int, answer any)
+	Method func(ctx context.Context, as Identity, name string, payload json.RawMessage) (status int, answer any)
 	// Changed is called when Status may differ. It does not block. Nil: it is not called.
 	Changed func()
 }

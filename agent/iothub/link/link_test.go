@@ -91,7 +91,7 @@ func startWith(t *testing.T, hub *hubtest.Hub, id string, o Options, set func(*O
 		d.patches = append(d.patches, string(text))
 		d.notice()
 	}
-	o.Method = func(ctx context.Context, name string, payload json.RawMessage) (int, any) {
+	o.Method = func(ctx context.Context, _ Identity, name string, payload json.RawMessage) (int, any) {
 		d.mu.Lock()
 		method := d.method
 		d.mu.Unlock()

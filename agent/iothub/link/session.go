@@ -475,7 +475,7 @@ func (s *session) Dispatch(name string, payload []byte) (status int, answer []by
 	}
 	status, answer = http.StatusInternalServerError, []byte(`null`)
 	s.contained(fmt.Sprintf("the method %.64q", name), func() {
-		code, value := s.options.Method(s.ctx, name, payload)
+		code, value := s.options.Method(s.ctx, s.login.Identity, name, payload)
 		if text, err := json.Marshal(value); err == nil {
 			status, answer = code, text
 		}

@@ -37,7 +37,7 @@ func TestFloods(t *testing.T) {
 				s := newSession(ctx, &Options{
 					Log:   zap.NewNop(),
 					Patch: func(json.RawMessage, Identity, int64) { <-release; patches.Add(1) },
-					Method: func(context.Context, string, json.RawMessage) (int, any) {
+					Method: func(context.Context, Identity, string, json.RawMessage) (int, any) {
 						<-release
 						methods.Add(1)
 						return http.StatusOK, nil
