@@ -118,7 +118,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, hubLog: BoundedLog(o.Log), changed: o.Changed}
 	a.audit.open(o.Log, a.clock)
 	a.simulated.expected = o.Simulated
-	a.deny.open(o.Deny, a.clock, o.Log)
+	a.deny.open(o.Deny, a.clock, o.Log, a.changed)
 	compiled.denied = deny.Compile(a.deny.record, a.deny.namesIn(compiled))
 	a.rules.Store(compiled)
 	kept := o.recordCopies()
@@ -140,7 +140,7 @@ func New(o Options) (*Agent, error) {
 	for _, m := range o.Unopened {
 		a.cache.Restore(compiled.allowed(m))
 	}
-	a.changeSaver.open(o.SaveRecord, a.cache.Record, a.clock, o.Log)
+	a.changeSaver.open(o.SaveRecord, a.cache.Record, a.clock, o.Log, a.changed)
 	logJoined(o.Log, before.Changes)
 	u := deferredRecovery{kept: kept}
 	if o.UnreadTokens != nil {

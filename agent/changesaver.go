@@ -19,12 +19,14 @@ type changeSaver struct{ recordSaver[tokencache.Record] }
 // then has a later on-time than the tokens.
 func (c *changeSaver) open(
 	write func(tokencache.Record) error, now func() tokencache.Record, clock tokencache.Clock, log *zap.Logger,
+	changed func(),
 ) {
 	c.what, c.now = "the record of policy changes", now
 	c.origin = func(r tokencache.Record) tokencache.Origin {
 		return tokencache.Origin{Lineage: r.Lineage, Generation: r.Generation}
 	}
-	c.recordSaver.open(write, clock, log, "the policy changes could not be kept", "the policy changes are kept again")
+	c.recordSaver.open(write, clock, log, "the policy changes could not be kept", "the policy changes are kept again",
+		changed)
 }
 
 // trouble says what a technician should know of the record, in sentences. outlives says what becomes of one that is not
@@ -33,6 +35,9 @@ func (c *changeSaver) trouble(outlives string) []string {
 	if why := c.unread.Load(); why != nil {
 		return []string{fmt.Sprintf("%s: %v; what its copy and the marks on tokens withhold stays withheld, "+
 			"other tokens from before are not taken for current; %s", unreadWhat, *why, unreadRemedy(*why))}
+	}
+	if since := c.saver.hangsSince(); !since.IsZero() {
+		return []string{hangsText(c.what, since, "what was noted or withdrawn since is in force; "+outlives)}
 	}
 	if fault := c.saver.failure(); fault != nil {
 		return []string{fmt.Sprintf("policy changes are not kept on the disk: %v; "+

@@ -39,7 +39,7 @@ func TestChangeDuringARetryIsSaved(t *testing.T) {
 		var c changeSaver
 		c.open(write, func() tokencache.Record {
 			return tokencache.Record{Lineage: "one", Generation: generation.Load()}
-		}, clock, zap.NewNop())
+		}, clock, zap.NewNop(), func() {})
 		defer c.close()
 		c.renew()
 		for range 20 { // a fetch ends every two seconds

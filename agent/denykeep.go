@@ -95,7 +95,7 @@ const (
 )
 
 // open takes over what was kept.
-func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger) {
+func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger, changed func()) {
 	d.accounts.open(clock)
 	d.record = kept.begin(api.Time(clock.Wall()))
 	d.saver.what = "the record of deny rules"
@@ -118,7 +118,7 @@ func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger
 			return err
 		}
 	}
-	d.saver.open(save, clock, log, "the deny rules could not be kept", "the deny rules are kept again")
+	d.saver.open(save, clock, log, "the deny rules could not be kept", "the deny rules are kept again", changed)
 	if kept.Unread != nil {
 		d.saver.unread.Store(&kept.Unread)
 		d.load = kept.Load
@@ -265,6 +265,10 @@ func (d *denyRules) unkept(why error) string {
 
 // trouble says what a technician should know of the record, in sentences.
 func (d *denyRules) trouble() []string {
+	if since := d.saver.saver.hangsSince(); !since.IsZero() {
+		return []string{hangsText(d.saver.what, since, "what was set or lifted since is in force; the next process takes it "+
+			"from systemd; a stop or a reboot loses the difference")}
+	}
 	if fault := d.saver.failure(); fault != nil {
 		return []string{"deny rules are not kept on the disk: " + d.unkept(fault)}
 	}

@@ -34,7 +34,7 @@ const renewSoonest = 2 * time.Minute
 // open makes c ready. The fields what, now and origin are set. What now returns is of a lineage that is not on the disk
 // yet. failed and mended are what the log says.
 func (c *recordSaver[R]) open(
-	write func(R) error, clock tokencache.Clock, log *zap.Logger, failed, mended string,
+	write func(R) error, clock tokencache.Clock, log *zap.Logger, failed, mended string, changed func(),
 ) {
 	c.writeRecord, c.log = write, log
 	if write == nil {
@@ -42,7 +42,8 @@ func (c *recordSaver[R]) open(
 	}
 	c.saver = &saver{
 		clock: clock, apart: saveRequestInterval, save: c.write, steady: true, patient: true,
-		every: func(boot time.Duration) time.Duration { return min(max(renewSoonest, boot), saveEvery) },
+		every:   func(boot time.Duration) time.Duration { return min(max(renewSoonest, boot), saveEvery) },
+		stalled: logStalled(log, c.what, changed),
 		report: func(err, _ error) {
 			if err != nil {
 				log.Error(failed, zap.Error(err))
@@ -52,6 +53,18 @@ func (c *recordSaver[R]) open(
 		},
 	}
 	c.saver.start()
+}
+
+// logStalled returns what says in the log that saving something hangs, or is over.
+func logStalled(log *zap.Logger, what string, changed func()) func(hangs bool) {
+	return func(hangs bool) {
+		if hangs {
+			log.Error("saving "+what+" hangs: look at the disk", zap.Duration("for", hangsAfter))
+		} else {
+			log.Info("saving " + what + " hangs no more")
+		}
+		changed()
+	}
 }
 
 // write saves the record where it differs from what is on the disk, or where that may differ from what was written.

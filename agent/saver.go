@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,8 @@ const (
 	// was requested meanwhile. A caller that requests one save after the other, and waits for each, would gain nothing
 	// by it.
 	saveBatchInterval = 100 * time.Millisecond
+	// hangsAfter is how long a save takes at most before it is said to hang.
+	hangsAfter = 30 * time.Second
 	// saveEvery is how often something is saved though nothing has changed.
 	saveEvery = time.Hour
 )
@@ -43,9 +46,12 @@ type saver struct {
 	// patient has requests that nobody waits for wait for the next try while saves fail.
 	patient bool
 	clock   tokencache.Clock
+	// stalled is called when a save hangs, and when it is over after all.
+	stalled func(hangs bool)
 
-	fault  atomic.Pointer[error] // why the last save failed; nil: it worked, or there was none
-	saving sync.Mutex            // held while something is saved
+	began  atomic.Pointer[savingBegan] // nil: nothing is saved now
+	fault  atomic.Pointer[error]       // why the last save failed; nil: it worked, or there was none
+	saving sync.Mutex                  // held while something is saved
 
 	loop sync.WaitGroup
 	wake chan struct{}
@@ -143,7 +149,9 @@ func (s *saver) once(force bool) error {
 	s.waiters, s.request, s.hurrying = nil, noSave, false
 	s.mu.Unlock()
 
+	ended := s.watch()
 	saved, err := s.save(force)
+	ended()
 	s.mu.Lock()
 	if saved || err != nil {
 		s.last = s.clock.Boot()
@@ -159,6 +167,47 @@ func (s *saver) once(force bool) error {
 		close(waiters.done)
 	}
 	return err
+}
+
+// savingBegan is when a save began, by both clocks.
+type savingBegan struct {
+	boot time.Duration
+	wall time.Time
+}
+
+// watch notes that a save begins, and has it said when it hangs. Its result is called when the save is over.
+func (s *saver) watch() (ended func()) {
+	s.began.Store(&savingBegan{s.clock.Boot(), s.clock.Wall()})
+	fired, stop := s.clock.Timer(hangsAfter)
+	over, told := make(chan struct{}), make(chan bool, 1)
+	go func() {
+		select {
+		case <-fired:
+			s.stalled(true)
+			told <- true
+		case <-over:
+			told <- false
+		}
+	}()
+	return func() {
+		s.began.Store(nil)
+		close(over)
+		stop()
+		if <-told {
+			s.stalled(false)
+		}
+	}
+}
+
+// hangsSince is since when a save hangs, by the wall clock; zero: none does.
+func (s *saver) hangsSince() time.Time {
+	if s == nil {
+		return time.Time{}
+	}
+	if began := s.began.Load(); began != nil && s.clock.Boot()-began.boot >= hangsAfter {
+		return began.wall
+	}
+	return time.Time{}
 }
 
 func (s *saver) nextUnasked() time.Duration {
@@ -259,6 +308,12 @@ func remedyFor(err error) string {
 		return known.Remedy()
 	}
 	return "look at the disk and at the state folder"
+}
+
+// hangsText says that a save of something hangs since then, and what that means.
+func hangsText(what string, since time.Time, meanwhile string) string {
+	return fmt.Sprintf("saving %s has hung since %s: %s; nothing ends that but the disk: see journalctl -k, and whether "+
+		"the state folder answers (ls), and replace the disk or mount it anew", what, formatTime(since), meanwhile)
 }
 
 const triedAgain = "it is tried again every minute, and at once by perceptctl reload"

@@ -55,14 +55,16 @@ func (s *snapshotSaver) open(
 	}
 	if to.HandOver != nil {
 		s.handoff = &saver{
-			clock: clock, every: hourly, report: report("tokens could not be handed to systemd"),
+			stalled: logStalled(log, "what systemd keeps", changed),
+			clock:   clock, every: hourly, report: report("tokens could not be handed to systemd"),
 			save: func(bool) (bool, error) { return true, to.HandOver(s.take()) },
 		}
 		s.handoff.start()
 	}
 	if to.Save != nil {
 		s.disk = &saver{
-			clock: clock, every: hourly, apart: saveRequestInterval, report: report("tokens could not be saved"),
+			stalled: logStalled(log, "tokens", changed),
+			clock:   clock, every: hourly, apart: saveRequestInterval, report: report("tokens could not be saved"),
 			save: func(bool) (bool, error) {
 				s.mu.Lock()
 				defer s.mu.Unlock()
@@ -128,11 +130,16 @@ func (s *snapshotSaver) trouble() (all []string) {
 		all = append(all, fmt.Sprintf("the tokens that were kept cannot be read now: %v; "+
 			"they are fetched anew meanwhile; %s; they are read again every minute, and at once by perceptctl reload",
 			*fault, remedyFor(*fault)))
+	} else if since := s.disk.hangsSince(); !since.IsZero() {
+		all = append(all, hangsText("tokens", since, "those that were fetched since are lost at the next reboot"))
 	} else if fault := s.disk.failure(); fault != nil {
 		all = append(all, fmt.Sprintf("tokens are not saved, and lost at the next reboot: %v; %s; %s",
 			fault, remedyFor(fault), triedAgain))
 	}
-	if fault := s.handoff.failure(); fault != nil {
+	if since := s.handoff.hangsSince(); !since.IsZero() {
+		all = append(all, fmt.Sprintf("saving what systemd keeps has hung since %s: a crash costs calls to the back end; "+
+			"look at systemd: systemctl status", formatTime(since)))
+	} else if fault := s.handoff.failure(); fault != nil {
 		all = append(all,
 			fmt.Sprintf("tokens are not handed to systemd, so that a crash costs calls to the back end: %v", fault))
 	}
