@@ -121,17 +121,20 @@ func (a *Agent) LiftDeny(by string, side api.DenySide, id string) (api.DenyRule,
 // TightenTwinDeny denies at once what the twin names besides what is denied already, as a notification says or a document
 // of which the rest is wrong. It lifts nothing: SetTwinDeny does, when a document was read whole. hub is this device's
 // identity there, and version that of the desired properties; whether a notification is an old one its callers see to.
-// It waits for no disk: KeepDenyRules does, and what could not be kept is trouble in the status. The error is an *Error; then nothing was done.
-// Of more rules than there is room for, those that fit deny.
-func (a *Agent) TightenTwinDeny(hub string, targets []api.DenyRequest, version int64) error {
+// It waits for no disk: KeepDenyRules does, and what could not be kept is trouble in the status. Of more rules than there
+// is room for those that fit deny, and noRoom is how many do not. The error is an *Error; then nothing was done.
+func (a *Agent) TightenTwinDeny(hub string, targets []api.DenyRequest, version int64) (noRoom int, err error) {
 	from := deny.HubSide{Hub: hub, Version: version}
 	wanted, refusal := wantedRules(targets)
 	if refusal != nil {
-		return refusal
+		return 0, refusal
 	}
-	return a.changeTwinRules(func(record deny.Record) (deny.Record, error) {
-		return record.Tighten(from, wanted, api.Time(a.clock.Wall())), nil
+	err = a.changeTwinRules(func(record deny.Record) (deny.Record, error) {
+		var after deny.Record
+		after, noRoom = record.Tighten(from, wanted, api.Time(a.clock.Wall()))
+		return after, nil
 	}, from)
+	return noRoom, err
 }
 
 // SetTwinDeny denies what the twin names, which was read whole, and lifts what it denied before and names no more. It
@@ -176,9 +179,6 @@ func (a *Agent) changeTwinRules(change func(deny.Record) (deny.Record, error), f
 
 // wantedRules checks what a twin denies, whole.
 func wantedRules(targets []api.DenyRequest) ([]deny.Wanted, error) {
-	if len(targets) > deny.MaxRules {
-		return nil, tooManyDenyRules(deny.ErrTooMany)
-	}
 	var wanted []deny.Wanted
 	for i, r := range targets {
 		if err := CheckDeny(r); err != nil {

@@ -181,7 +181,7 @@ func TestLostDenyRules(t *testing.T) {
 						}
 						mustDeny(t, a, api.DenyLocal, denyModule("other"))
 					}
-					if err := a.TightenTwinDeny(thisHub, nil, 1); err != nil {
+					if _, err := a.TightenTwinDeny(thisHub, nil, 1); err != nil {
 						t.Error(err)
 					}
 					if s := a.Status(); s.Deny.Lost == "" || s.Deny.Mend == "" ||

@@ -163,7 +163,7 @@ func TestTwinDenyWaitsForNoHandOver(t *testing.T) {
 		}
 		defer a.Close()
 		for version := range int64(100) {
-			if err := a.TightenTwinDeny(thisHub, []api.DenyRequest{denyModule(fmt.Sprint("m", version))}, version); err != nil {
+			if _, err := a.TightenTwinDeny(thisHub, []api.DenyRequest{denyModule(fmt.Sprint("m", version))}, version); err != nil {
 				t.Fatal(err)
 			}
 		}

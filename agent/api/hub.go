@@ -50,6 +50,7 @@ type DesiredStatus struct {
 	Applied int64     `json:"applied,omitempty"` // version that is in force
 	Refused string    `json:"refused,omitempty"` // why Version is not in force; empty: it is
 	Denies  int       `json:"denies,omitempty"`  // with Refused: entries of its deny that are in force all the same
+	NoRoom  int       `json:"no_room,omitempty"` // entries of deny, also of a later notification, without room
 	Idle    []string  `json:"idle,omitempty"`    // what of it concerns nothing that is configured here, a sentence each
 }
 

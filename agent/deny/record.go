@@ -160,19 +160,24 @@ func (r Record) twinRule(from HubSide, wanted Wanted, now time.Time) Rule {
 	}
 }
 
-// Tighten returns r with what a twin denies besides what is denied already, as far as there is room. It lifts nothing: so
-// what is to be lifted may take the room until the twin is read.
-func (r Record) Tighten(from HubSide, wanted []Wanted, now time.Time) Record {
-	after := r
+// Tighten returns r with what a twin denies besides what is denied already, as far as there is room, and how many of
+// wanted have none, and deny nothing. What denies everything always has room. It lifts nothing: so what is to be lifted
+// may take the room until the twin is read.
+func (r Record) Tighten(from HubSide, wanted []Wanted, now time.Time) (after Record, noRoom int) {
+	after = r
 	after.Rules = slices.Clone(r.Rules)
 	for _, w := range wanted {
 		rule := r.twinRule(from, w, now)
 		known := func(o Rule) bool { return o.ID == rule.ID && o.Hub == rule.Hub }
-		if after.count(Twin) < 2*MaxRules && !slices.ContainsFunc(after.Rules, known) {
+		switch {
+		case slices.ContainsFunc(after.Rules, known):
+		case w.All, after.count(Twin) < 2*MaxRules:
 			after.Rules = append(after.Rules, rule)
+		default:
+			noRoom++
 		}
 	}
-	return after
+	return after, noRoom
 }
 
 // Replace returns r with what the twin of a hub denies in the place of what it denied before. It ends a loss, unless

@@ -29,6 +29,11 @@ func modulesOf(r Record) string {
 	return strings.Join(names, " ")
 }
 
+func tighten(r Record, from HubSide, wanted []Wanted) Record {
+	after, _ := r.Tighten(from, wanted, noon.Add(time.Hour))
+	return after
+}
+
 func TestWhatATwinDoes(t *testing.T) {
 	t.Parallel()
 	must := func(r Record, err error) Record {
@@ -44,14 +49,14 @@ func TestWhatATwinDoes(t *testing.T) {
 	if again := must(r.Replace(HubSide{"hub/a", 9}, wanted("two", "one"), later)); !again.Equal(r) {
 		t.Errorf("a repeated document changes %+v to %+v", r, again)
 	}
-	if got := modulesOf(r.Tighten(HubSide{"hub/a", 2}, wanted("three", "one"), later)); got !=
+	if got := modulesOf(tighten(r, HubSide{"hub/a", 2}, wanted("three", "one"))); got !=
 		"local one two three" {
 		t.Errorf("a notification: %s", got)
 	}
 	if got := modulesOf(must(r.Replace(HubSide{"hub/a", 2}, wanted("three", "two"), later))); got != "local two three" {
 		t.Errorf("another twin: %s", got)
 	}
-	moved := r.Tighten(HubSide{"hub/b", 1}, wanted("one"), later)
+	moved := tighten(r, HubSide{"hub/b", 1}, wanted("one"))
 	if got := modulesOf(moved); got != "local one two one" {
 		t.Errorf("a notification of another hub: %s", got)
 	}
@@ -78,13 +83,20 @@ func TestRoomForDenyRules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r = r.Tighten(from, many[:1], noon); len(r.Rules) != MaxRules+1 {
+	if r = tighten(r, from, many[:1]); len(r.Rules) != MaxRules+1 {
 		t.Errorf("a notification finds no room: %d rules", len(r.Rules))
 	}
 	for i := range MaxRules + 1 {
 		many[i].Target.User = strings.Repeat("v", i+1)
 	}
-	full := r.Tighten(from, many, noon)
+	full, noRoom := r.Tighten(from, many, noon)
+	if noRoom != len(many)-(MaxRules-1) {
+		t.Errorf("%d find no room", noRoom)
+	}
+	stop := slices.Concat(many, []Wanted{{Target: Target{All: true}}})
+	if all, _ := r.Tighten(from, stop, noon); !slices.ContainsFunc(all.Rules, func(r Rule) bool { return r.All }) {
+		t.Error("of more than there is room for, what denies everything is left out")
+	}
 	if len(full.Rules) != 2*MaxRules || full.Rules[2*MaxRules-1].Target != many[MaxRules-2].Target {
 		t.Errorf("of a notification %d rules find room", len(full.Rules)-len(r.Rules))
 	}

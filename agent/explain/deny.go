@@ -120,6 +120,17 @@ func (s Times) DenyText(now time.Time, rule api.DenyRule) string {
 	return text
 }
 
+// NoRoom says how many entries of the twin's deny have no room, and deny nothing, or "".
+func NoRoom(d api.DesiredStatus) string {
+	switch d.NoRoom {
+	case 0:
+		return ""
+	case 1:
+		return "one entry of its deny has no room, and denies nothing"
+	}
+	return strconv.Itoa(d.NoRoom) + " entries of its deny have no room, and deny nothing"
+}
+
 // DeniesAllTheSame says how many deny entries of a refused version of the twin are in force, as a clause behind "; ",
 // or "".
 func DeniesAllTheSame(d api.DesiredStatus) string {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -37,6 +38,8 @@ type desired struct {
 
 	denying sync.Mutex // one change of what is denied at a time; protects what follows
 	heard   int64      // the number of the latest notification
+
+	noRoom atomic.Int64 // entries of deny that had no room when rules were added last
 
 	mu     sync.Mutex // protects what follows
 	hub    string     // whose twin status is about
@@ -124,7 +127,9 @@ func (d *desired) apply() {
 	if d.hub != doc.hub { // what was applied of another identity's twin is no version of this one's
 		d.hub, before = doc.hub, api.DesiredStatus{}
 	}
-	d.status = api.DesiredStatus{Version: doc.version, ReadOn: d.readOn, Applied: before.Applied}
+	d.status = api.DesiredStatus{
+		Version: doc.version, ReadOn: d.readOn, Applied: before.Applied, NoRoom: int(d.noRoom.Load()),
+	}
 	if err != nil {
 		d.status.Refused, d.status.Denies = err.Error(), denies
 	} else {
@@ -133,13 +138,14 @@ func (d *desired) apply() {
 	now := d.status
 	d.mu.Unlock()
 	d.logOutcome(before, now)
+	d.logNoRoom(now.NoRoom, doc.version)
 	d.changed()
 }
 
 // denyOnly denies what a document denies, of which nothing else is put in force since it is wrong: that is meant to
 // stop something. It returns how many of its entries are in force so.
 func (d *desired) denyOnly(doc document, entries []api.DenyRequest) (inForce int) {
-	_ = d.agent.TightenTwinDeny(doc.hub, entries, doc.version) // of too many, those that there is room for deny
+	_ = d.tightenDeny(doc, entries) // each entry is sound
 	rules := d.agent.DenyStatus()
 	for _, entry := range entries {
 		if slices.ContainsFunc(rules.InForce(), func(rule api.DenyRule) bool {
@@ -154,7 +160,7 @@ func (d *desired) denyOnly(doc document, entries []api.DenyRequest) (inForce int
 // put puts a document in force that was found to be sound, and returns in words what of it concerns nothing here.
 func (d *desired) put(doc document, wanted api.DesiredProperties) (idle []string, err error) {
 	// What is denied waits for nothing. What is denied no more waits until it is known that the rest can be put in force.
-	if err := d.agent.TightenTwinDeny(doc.hub, wanted.Deny, doc.version); err != nil {
+	if err := d.tightenDeny(doc, wanted.Deny); err != nil {
 		return nil, err
 	}
 	changes, err := d.agent.SetTwinChanges(doc.hub, wanted.PolicyChanges, doc.version)
@@ -186,9 +192,23 @@ func (d *desired) deny(doc document, rules []api.DenyRequest) error {
 	d.denying.Lock()
 	defer d.denying.Unlock()
 	if doc.asked < d.heard {
-		return d.agent.TightenTwinDeny(doc.hub, rules, doc.version)
+		return d.tightenDeny(doc, rules)
 	}
-	return d.agent.SetTwinDeny(doc.hub, rules, doc.version)
+	err := d.agent.SetTwinDeny(doc.hub, rules, doc.version)
+	if err == nil {
+		d.noRoom.Store(0)
+	}
+	return err
+}
+
+// tightenDeny denies what a document or a notification denies besides, and notes how many of its entries have no room.
+func (d *desired) tightenDeny(doc document, rules []api.DenyRequest) error {
+	noRoom, err := d.agent.TightenTwinDeny(doc.hub, rules, doc.version)
+	if err != nil {
+		return err
+	}
+	d.noRoom.Store(int64(noRoom))
+	return nil
 }
 
 // idleRules returns in words which of the deny rules of the twin, which are in force, match nothing here.
@@ -245,10 +265,23 @@ func (d *desired) tighten(doc document, number int64) {
 	if old || len(rules) == 0 {
 		return
 	}
-	if err := d.agent.TightenTwinDeny(doc.hub, rules, doc.version); err != nil {
+	if err := d.tightenDeny(doc, rules); err != nil {
 		d.log.Warn("what the twin denies is not in force yet", zap.Int64("version", doc.version), zap.Error(err))
 	}
+	noRoom := int(d.noRoom.Load())
+	d.mu.Lock()
+	d.status.NoRoom = noRoom
+	d.mu.Unlock()
+	d.logNoRoom(noRoom, doc.version)
 	d.changed()
+}
+
+// logNoRoom writes a line where entries of deny have no room.
+func (d *desired) logNoRoom(entries int, version int64) {
+	if entries > 0 {
+		d.log.Error("the twin denies more than there is room for: entries of percept.deny deny nothing; deny more with "+
+			"fewer entries, or everything with one", zap.Int64("version", version), zap.Int("no_room", entries))
+	}
 }
 
 // describe says what became of the twin that was read last.

@@ -88,7 +88,7 @@ func soundDeny(text json.RawMessage) (sound []api.DenyRequest) {
 	}
 	rules, _ := elementsOf(list, "percept.deny")
 	for _, rule := range rules {
-		if r, err := readDeny(rule, "percept.deny"); err == nil && len(sound) < api.MaxDenyRules {
+		if r, err := readDeny(rule, "percept.deny"); err == nil {
 			sound = append(sound, r)
 		}
 	}

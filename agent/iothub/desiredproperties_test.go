@@ -213,7 +213,7 @@ func TestSoundDeny(t *testing.T) {
 		`{"policyChanges":7,"deny":[{"module":"vision","note":"\n"},{"all":true}]}`: {all},
 		"{\"deny\":[{\"module\":\"vision\"},{\"all\":true,\"note\":\"\xff\"}]}":     {vision},
 		`{"deny":null}`: nil, `{"deny":[]}`: nil, `{"deny":{"all":true}}`: nil, `[]`: nil, `null`: nil, `{"Deny":[{"all":true}]}`: nil,
-		`{"deny":[` + strings.Repeat(`{"all":true},`, api.MaxDenyRules) + `{"module":"vision"}]}`: slices.Repeat([]api.DenyTarget{all}, api.MaxDenyRules),
+		`{"deny":[` + strings.Repeat(`{"all":true},`, api.MaxDenyRules) + `{"module":"vision"}]}`: append(slices.Repeat([]api.DenyTarget{all}, api.MaxDenyRules), vision),
 	} {
 		var targets []api.DenyTarget
 		for _, r := range soundDeny(json.RawMessage(`{"percept":` + percept + `}`)) {

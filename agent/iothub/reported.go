@@ -118,6 +118,7 @@ type desiredAck struct {
 	Status  string   `json:"status"`
 	Reason  string   `json:"reason,omitempty"` // with "refused"
 	Denies  int      `json:"denies,omitempty"` // with "refused": entries of its deny that are in force all the same
+	NoRoom  int      `json:"noRoom,omitempty"` // entries of deny that have no room, and deny nothing
 	Idle    []string `json:"idle,omitempty"`   // what of it concerns nothing that is configured here
 }
 
@@ -263,7 +264,8 @@ func (a *desiredAck) bounded() *desiredAck {
 	if a == nil {
 		return nil
 	}
-	b := desiredAck{Version: a.Version, Status: a.Status, Reason: clean(a.Reason, maxReason), Denies: a.Denies}
+	b := desiredAck{Version: a.Version, Status: a.Status, Reason: clean(a.Reason, maxReason), Denies: a.Denies,
+		NoRoom: a.NoRoom}
 	for _, note := range a.Idle[:min(len(a.Idle), maxIdle)] {
 		b.Idle = append(b.Idle, clean(note, maxText))
 	}

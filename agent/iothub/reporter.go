@@ -86,7 +86,8 @@ func (r *reporter) notice() { poke(r.wake) }
 
 // acknowledge has reported what became of the desired properties, in one message with what else is new.
 func (r *reporter) acknowledge(of api.DesiredStatus) {
-	ack := desiredAck{Version: of.Version, Status: ackApplied, Reason: of.Refused, Denies: of.Denies, Idle: of.Idle}
+	ack := desiredAck{Version: of.Version, Status: ackApplied, Reason: of.Refused, Denies: of.Denies, NoRoom: of.NoRoom,
+		Idle: of.Idle}
 	if of.Refused != "" {
 		ack.Status = ackRefused
 	}

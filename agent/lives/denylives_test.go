@@ -324,7 +324,8 @@ func (l *denyLife) happen() {
 		if l.random.IntN(2) == 0 {
 			l.note("notification of %v", wanted)
 			maps.DeleteFunc(after, func(_ side, is belief) bool { return is == absent })
-			l.done(cmp.Or(l.agent.TightenTwinDeny("hub/edge", wanted, l.version), l.agent.KeepDenyRules()), after)
+			_, err := l.agent.TightenTwinDeny("hub/edge", wanted, l.version)
+			l.done(cmp.Or(err, l.agent.KeepDenyRules()), after)
 			return
 		}
 		l.note("twin %v", wanted)

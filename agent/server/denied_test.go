@@ -36,7 +36,7 @@ func TestDenyOnEveryForm(t *testing.T) {
 			}
 		}, "perceptctl deny lift "},
 		{"twin", func(t *testing.T, d *daemon) func() error {
-			if err := d.Agent.TightenTwinDeny(hubOfTest, []api.DenyRequest{deniedModule}, 7); err != nil {
+			if _, err := d.Agent.TightenTwinDeny(hubOfTest, []api.DenyRequest{deniedModule}, 7); err != nil {
 				t.Fatal(err)
 			}
 			return func() error { return d.Agent.SetTwinDeny(hubOfTest, nil, 8) }

@@ -116,6 +116,9 @@ func twinText(now time.Time, h *api.HubStatus, aside, reported bool) (text strin
 	default:
 		text, how = version+" is not in force", term.Warning
 	}
+	if why := explain.NoRoom(d); why != "" && !aside {
+		text, how = text+"; "+why, term.Bad
+	}
 	if d.Applied > 0 && d.Applied != d.Version && !aside {
 		text += "; version " + strconv.FormatInt(d.Applied, 10) + " stays in force"
 	}
@@ -192,6 +195,10 @@ func examineHub(now time.Time, h *api.HubStatus, d *api.DenyStatus) (all []findi
 			f.Verdict = fail
 		}
 		all = append(all, f)
+	}
+	if why := explain.NoRoom(h.Desired); why != "" && !d.IsHubSetAside() {
+		all = append(all, finding{fail, "twin", why, "deny more with fewer entries of percept.deny, or everything with " +
+			"one: all = true"})
 	}
 	if twin := h.Desired; twin.Refused != "" && !d.IsHubSetAside() {
 		is := "version " + strconv.FormatInt(twin.Version, 10) + " of its desired properties is refused: " +

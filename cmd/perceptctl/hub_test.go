@@ -135,6 +135,21 @@ func TestRefusedTwinThatDenies(t *testing.T) {
 	}
 }
 
+// TestTwinWithoutRoom shows that status and doctor say that entries of the twin's deny have no room.
+func TestTwinWithoutRoom(t *testing.T) {
+	t.Parallel()
+	h := api.HubStatus{Connected: true, Desired: api.DesiredStatus{Version: 17, Applied: 17, NoRoom: 3}}
+	const said = "3 entries of its deny have no room, and deny nothing"
+	text, how := twinText(noon, &h, false, false)
+	if all := examineHub(noon, &h, nil); len(all) != 2 || all[1].Verdict != fail || all[1].Is != said ||
+		!strings.Contains(text, "; "+said) || how != term.Bad {
+		t.Errorf("%q, %+v", text, all)
+	}
+	if text, _ = twinText(noon, &h, true, false); strings.Contains(text, "room") {
+		t.Errorf("set aside: %s", text)
+	}
+}
+
 // TestMissingRulesAreSaid shows that doctor has rules that are gone with a lost record as a fault, once, and that
 // status has them once, with what ends that.
 func TestMissingRulesAreSaid(t *testing.T) {

@@ -204,6 +204,9 @@ func hubTroubles(s api.HubStatus, aside bool, why error, now time.Time) (trouble
 			"what IoT Hub sets is refused, version %d of the twin's desired properties: %s%s",
 			s.Desired.Version, s.Desired.Refused, explain.DeniesAllTheSame(s.Desired)))
 	}
+	if why := explain.NoRoom(s.Desired); why != "" && !aside {
+		troubles = append(troubles, "the twin in IoT Hub denies too much: "+why)
+	}
 	return troubles
 }
 

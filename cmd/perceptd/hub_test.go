@@ -43,6 +43,8 @@ func TestHubTroubles(t *testing.T) {
 				"perceptctl reload"}},
 		{"refused", api.HubStatus{Connected: true, Since: since, Desired: refused}, nil, since,
 			[]string{refusal}},
+		{"without room", api.HubStatus{Connected: true, Since: since, Desired: api.DesiredStatus{Version: 7, NoRoom: 1}}, nil,
+			since, []string{"the twin in IoT Hub denies too much: one entry of its deny has no room, and denies nothing"}},
 		{"refused, and away since", api.HubStatus{Since: since, LastError: "EOF", Desired: refused}, nil,
 			since.Add(time.Hour), []string{"IoT Hub is not connected since Nov 28 08:00 UTC: EOF", refusal}},
 	} {
