@@ -126,3 +126,9 @@ func (r DenyRule) rank() int {
 	}
 	return 1
 }
+
+// DeniesAll reports whether a deny rule denies everything; it is then the first that is in force.
+func (d *DenyStatus) DeniesAll() bool {
+	rules := d.InForce()
+	return len(rules) > 0 && rules[0].All && rules[0].Idle == ""
+}

@@ -14,6 +14,7 @@ type HubStatus struct {
 	LastError   string     `json:"last_error,omitempty"` // why it is not connected, or why it last was not
 	LastErrorOn time.Time  `json:"last_error_on,omitzero"`
 	Failure     HubFailure `json:"failure,omitempty"` // of LastError
+	Mend        string     `json:"mend,omitempty"`    // what a person does about it; absent: as for each such Failure
 	NextTry     time.Time  `json:"next_try,omitzero"` // absent: it is connected, or is being tried
 
 	// TwinError is why the twin cannot be read, though the device is connected: what it says newly is not known, but
@@ -42,6 +43,43 @@ const (
 	HubFailureNetwork     HubFailure = "network"          // nobody answers, or the connection breaks
 	HubFailureReplaced    HubFailure = "replaced"         // another connection with the same identity took its place
 )
+
+// HubPatience is how long a hub may be away before that needs a person: networks come and go.
+const HubPatience = 5 * time.Minute
+
+// namePatience is HubPatience for a name that is not found, of a hub that was never reached: it may be misspelt. At a
+// start the network may not be there yet.
+const namePatience = 30 * time.Second
+
+// HubStable is how long a connection lasts that is none of those that end soon after each connect.
+const HubStable = time.Minute
+
+// NeedsPerson reports whether a person is needed for the device to be connected, and to stay so: no time heals what
+// keeps it away, or it has been away for long.
+func (h *HubStatus) NeedsPerson(now time.Time) bool {
+	away := now.Sub(h.Since)
+	switch {
+	case h.IsCutSoon(now):
+		return true
+	case h.Connected:
+		return false
+	case away >= HubPatience:
+		return true
+	}
+	switch h.Failure {
+	case HubFailureCredentials, HubFailureRefused, HubFailureCertificate:
+		return true
+	case HubFailureName:
+		return away >= namePatience && h.Desired.ReadOn.IsZero() && h.Reported.IsZero()
+	}
+	return false
+}
+
+// IsCutSoon reports whether one connection after the other ends soon, as where two devices have one identity. It stays
+// so during a connection that has not lasted yet.
+func (h *HubStatus) IsCutSoon(now time.Time) bool {
+	return h.Failure == HubFailureReplaced && (!h.Connected || now.Sub(h.Since) < HubStable)
+}
 
 // DesiredStatus says what became of the twin's desired properties.
 type DesiredStatus struct {

@@ -270,7 +270,7 @@ func examineDeny(now time.Time, d *api.DenyStatus, h *api.HubStatus) (all []find
 			"once IoT Hub is to be heeded again: sudo perceptctl deny heed-hub"})
 	}
 	rules := d.InForce()
-	if isAllDenied(d) {
+	if d.DeniesAll() {
 		rules = rules[1:] // a finding of its own
 	}
 	if len(rules) > 0 {
@@ -300,7 +300,7 @@ func lostWait(now time.Time, d *api.DenyStatus, h *api.HubStatus) string {
 
 // examineAllDenied says that a deny rule denies everything, which a person alone ends, or nothing.
 func (s screen) examineAllDenied(now time.Time, d *api.DenyStatus) []finding {
-	if !isAllDenied(d) {
+	if !d.DeniesAll() {
 		return nil
 	}
 	rule := d.InForce()[0]
@@ -309,12 +309,6 @@ func (s screen) examineAllDenied(now time.Time, d *api.DenyStatus) []finding {
 		next = "when that is over it is lifted in IoT Hub; where that cannot be: sudo perceptctl deny lift --from-hub"
 	}
 	return []finding{{fail, "denied", "nobody gets a token: " + s.times().DenyText(now, rule), next}}
-}
-
-// isAllDenied reports whether a deny rule denies everything; it is then the first that is in force.
-func isAllDenied(d *api.DenyStatus) bool {
-	rules := d.InForce()
-	return len(rules) > 0 && rules[0].All && rules[0].Idle == ""
 }
 
 // isStillDenied reports whether a deny rule that a denial names is still in force. One that names none is taken to be.

@@ -18,7 +18,7 @@ func (s screen) hub(status api.Status) string {
 		return ""
 	}
 	now, h := status.Now, *status.Hub
-	if isReported(status.Trouble, h.LastError) && !h.Connected {
+	if isReported(status.Trouble, h.LastError) {
 		h.LastError = ""
 	}
 	how, gap := term.Plain, "          "
@@ -154,12 +154,9 @@ func reportedOfHub(h *api.HubStatus, trouble string) bool {
 		return false
 	}
 	said := []string{trouble}
-	return isReported(said, h.Desired.Refused) || !h.Connected && (isReported(said, h.LastError) ||
+	return isReported(said, h.Desired.Refused) || (!h.Connected || h.Failure == api.HubFailureReplaced) && (isReported(said, h.LastError) ||
 		strings.HasPrefix(trouble, "IoT Hub is not connected"))
 }
-
-// hubPatience is how long a hub may be away before that is a fault: networks come and go.
-const hubPatience = 5 * time.Minute
 
 // examineHub says whether IoT Hub is connected, and why not, and whether what it sets is in force, unless root has set
 // that aside, of which examineDeny says what ends it.
@@ -169,21 +166,24 @@ func examineHub(now time.Time, h *api.HubStatus, d *api.DenyStatus) (all []findi
 		return nil
 	}
 	switch away := now.Sub(h.Since); {
-	case h.Connected:
+	case h.Connected && !h.IsCutSoon(now):
 		all = append(all, finding{Verdict: pass, What: what,
 			Is: "connected for " + explain.Duration(away) + " as " + hubName(h)})
 	default:
 		f := finding{note, what, "not connected for " + explain.Duration(away), hubNext(h)}
+		if h.Connected {
+			f.Is = "connected for " + explain.Duration(away) + ", and cut soon after each connect,"
+		}
 		if name := hubName(h); name != "" {
 			f.Is += " as " + name
 		}
 		if h.LastError != "" {
 			f.Is += ": " + h.LastError
 		}
-		if healsNever := hubAdvice[h.Failure].needsPerson; healsNever || away >= hubPatience {
+		if h.NeedsPerson(now) {
 			f.Verdict = fail
 		}
-		if !d.IsLost() {
+		if !d.IsLost() && !d.DeniesAll() {
 			f.Is += ". Tokens are served without it"
 		}
 		all = append(all, f)
@@ -191,7 +191,7 @@ func examineHub(now time.Time, h *api.HubStatus, d *api.DenyStatus) (all []findi
 	if h.TwinError != "" {
 		f := finding{note, "twin", unreadTwin(now, h), "perceptd tries again by itself; a hub that answers 429 is busy: see " +
 			"twin reads in the hub's metrics, and docs/fleet.md on quotas"}
-		if now.Sub(h.TwinErrorSince) >= hubPatience {
+		if now.Sub(h.TwinErrorSince) >= api.HubPatience {
 			f.Verdict = fail
 		}
 		all = append(all, f)
@@ -212,34 +212,33 @@ func examineHub(now time.Time, h *api.HubStatus, d *api.DenyStatus) (all []findi
 	return all
 }
 
-// hubAdvice says what a person does about each kind of failure. needsPerson: no time heals it.
-var hubAdvice = map[api.HubFailure]struct {
-	next        string
-	needsPerson bool
-}{
-	api.HubFailureCredentials: {"mend what [iothub] names: perceptd --check looks at it; then perceptctl reload", true},
-	api.HubFailureRefused: {"in IoT Hub see that the device is there and enabled, and that its key or certificate is " +
-		"the one that [iothub] names; then perceptctl reload", true},
-	api.HubFailureName: {"see that the host name in the connection string, hub or proxy is spelled as IoT Hub shows " +
-		"it; getent hosts NAME tells whether this device finds it", false},
-	api.HubFailureCertificate: {"see that nobody opens TLS on the way: a gateway or proxy that does needs ca_file in " +
-		"[iothub]; else the device's CA certificates may be old: package ca-certificates", true},
-	api.HubFailureClock: {"set this device's clock: timedatectl; perceptctl clock tells whether it is synchronised",
-		false},
-	api.HubFailureProxy: {"see that proxy in [iothub] is right, and that it lets this device through to the hub's " +
-		`port: many let only 443, for which there is transport = "websocket"`, false},
-	api.HubFailureIdentity: {"iotedge check, or aziotctl check, looks at IoT Edge's identity service; " +
-		"docs/iothub.md tells how perceptd's user becomes one of its clients", false},
-	api.HubFailureNetwork: {"see that this device reaches the hub's port 8883, or with " +
-		`transport = "websocket" 443: a firewall may be between; perceptd tries again by itself`, false},
-	api.HubFailureReplaced: {"another program, or another device with the same credentials, connects as this device: " +
-		"give each an identity of its own in IoT Hub", false},
+// hubAdvice says what a person does about each kind of failure.
+var hubAdvice = map[api.HubFailure]string{
+	api.HubFailureCredentials: "mend what [iothub] names: perceptd --check looks at it; then perceptctl reload",
+	api.HubFailureRefused: "in IoT Hub see that the device is there and enabled, and that its key or certificate is " +
+		"the one that [iothub] names; then perceptctl reload",
+	api.HubFailureName: "see that the host name in the connection string, hub or proxy is spelled as IoT Hub shows " +
+		"it; getent hosts NAME tells whether this device finds it",
+	api.HubFailureCertificate: "see that nobody opens TLS on the way: a gateway or proxy that does needs ca_file in " +
+		"[iothub]; else the device's CA certificates may be old: package ca-certificates",
+	api.HubFailureClock: "set this device's clock: timedatectl; perceptctl clock tells whether it is synchronised",
+	api.HubFailureProxy: "see that proxy in [iothub] is right, and that it lets this device through to the hub's " +
+		`port: many let only 443, for which there is transport = "websocket"`,
+	api.HubFailureIdentity: "iotedge check, or aziotctl check, looks at IoT Edge's identity service; " +
+		"docs/iothub.md tells how perceptd's user becomes one of its clients",
+	api.HubFailureNetwork: "see that this device reaches the hub's port 8883, or with " +
+		`transport = "websocket" 443: a firewall may be between; perceptd tries again by itself`,
+	api.HubFailureReplaced: "another program, or another device with the same credentials, connects as this device: " +
+		"give each an identity of its own in IoT Hub",
 }
 
 // hubNext says what to do about a hub that is not connected.
 func hubNext(h *api.HubStatus) string {
-	if advice, known := hubAdvice[h.Failure]; known {
-		return advice.next
+	if h.Mend != "" {
+		return h.Mend
+	}
+	if next, known := hubAdvice[h.Failure]; known {
+		return next
 	}
 	return "perceptd tries again by itself; journalctl -u perceptd tells more"
 }

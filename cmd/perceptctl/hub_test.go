@@ -21,13 +21,13 @@ func TestHubFailures(t *testing.T) {
 	}{
 		api.HubFailureCredentials: {fail, "perceptd --check"},
 		api.HubFailureRefused:     {fail, "the device is there and enabled"},
-		api.HubFailureName:        {note, "getent hosts"},
+		api.HubFailureName:        {fail, "getent hosts"},
 		api.HubFailureCertificate: {fail, "ca_file"},
 		api.HubFailureClock:       {note, "timedatectl"},
 		api.HubFailureProxy:       {note, `transport = "websocket"`},
 		api.HubFailureIdentity:    {note, "identity service"},
 		api.HubFailureNetwork:     {note, "8883"},
-		api.HubFailureReplaced:    {note, "an identity of its own"},
+		api.HubFailureReplaced:    {fail, "an identity of its own"},
 		"":                        {note, "journalctl -u perceptd"},
 		"of a newer daemon":       {note, "journalctl -u perceptd"},
 	} {
@@ -42,7 +42,7 @@ func TestHubFailures(t *testing.T) {
 		}
 	}
 	for kind := range hubAdvice {
-		if kind == "" || hubAdvice[kind].next == "" {
+		if kind == "" || hubAdvice[kind] == "" {
 			t.Errorf("%q has no advice", kind)
 		}
 	}

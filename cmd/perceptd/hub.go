@@ -3,9 +3,9 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/url"
-	"slices"
 	"sync"
 	"time"
 
@@ -150,12 +150,36 @@ func (h *iotHub) describe() *api.HubStatus {
 			Module: h.conf.Certificate.Module, Transport: transportOf(h.conf), Since: api.Time(h.since),
 			LastErrorOn: api.Time(h.since), Failure: api.HubFailureCredentials}
 		if h.why != nil {
-			s.LastError = h.why.Error()
+			s.LastError, s.Mend = h.why.Error(), mendFor(s.Failure, h.conf, h.why)
 		}
 		return s
 	}
 	s := h.hub.Status()
+	s.Mend = mendFor(s.Failure, h.conf, nil)
 	return &s
+}
+
+// mendFor says what a person does about a failure that a reload does not heal, since a credential of systemd's is in it:
+// systemd gives them when the service starts. Else "". why is what is wrong with the configuration; nil: nothing.
+func mendFor(failure api.HubFailure, conf config.IoTHub, why error) string {
+	name := conf.OfSystemd()
+	if notGiven := (*config.NotGivenError)(nil); errors.As(why, &notGiven) {
+		name = notGiven.Name
+	} else if why != nil {
+		return ""
+	}
+	switch {
+	case name == "":
+		return ""
+	case failure == api.HubFailureCredentials:
+		return fmt.Sprintf("see that a drop-in has LoadCredential=%s:FILE (systemctl cat perceptd), and that FILE is there "+
+			"and right; then sudo systemctl restart perceptd, since systemd reads it when the service starts", name)
+	case failure == api.HubFailureRefused:
+		return fmt.Sprintf("in IoT Hub see that the device is there and enabled, and that its key or certificate is the one "+
+			"in the file of LoadCredential=%s:; then sudo systemctl restart perceptd, since systemd reads it when the "+
+			"service starts", name)
+	}
+	return ""
 }
 
 func transportOf(conf config.IoTHub) string {
@@ -164,13 +188,6 @@ func transportOf(conf config.IoTHub) string {
 	}
 	return "mqtt"
 }
-
-// offlineTrouble is how long a device may be without its hub before that is trouble, unless only a person can heal it:
-// a network that comes and goes, and a hub or an identity service that is started anew, need nobody.
-const offlineTrouble = 5 * time.Minute
-
-// needsAPerson are the failures that no time heals.
-var needsAPerson = []api.HubFailure{api.HubFailureCredentials, api.HubFailureRefused, api.HubFailureCertificate}
 
 // troubles are the sentences of what needs a person.
 func (h *iotHub) troubles() []string {
@@ -189,9 +206,14 @@ func (h *iotHub) troubles() []string {
 func hubTroubles(s api.HubStatus, aside bool, why error, now time.Time) (troubles []string) {
 	switch {
 	case why != nil:
-		troubles = append(troubles, fmt.Sprintf("IoT Hub: what [iothub] names cannot be used: %v: mend it, then "+
-			"perceptctl reload", why))
-	case !s.Connected && (now.Sub(s.Since) >= offlineTrouble || slices.Contains(needsAPerson, s.Failure)):
+		text := fmt.Sprintf("IoT Hub: what [iothub] names cannot be used: %v", why)
+		if notGiven := (*config.NotGivenError)(nil); !errors.As(why, &notGiven) { // which says it
+			text += ": mend it, then perceptctl reload"
+		}
+		troubles = append(troubles, text)
+	case s.IsCutSoon(now):
+		troubles = append(troubles, "the connections to IoT Hub do not last: "+s.LastError)
+	case s.NeedsPerson(now):
 		why := s.LastError
 		if why == "" {
 			why = "it does not answer"

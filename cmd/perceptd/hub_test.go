@@ -14,6 +14,7 @@ import (
 
 	"perceptd/agent/api"
 	"perceptd/agent/iothub/hubtest"
+	"perceptd/cmd/perceptd/config"
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
@@ -31,11 +32,24 @@ func TestHubTroubles(t *testing.T) {
 		want []string
 	}{
 		{"connected", api.HubStatus{Connected: true, Since: since, LastError: "EOF"}, nil, since.Add(time.Hour), nil},
-		{"away for a moment", api.HubStatus{Since: since, LastError: "EOF"}, nil, since.Add(offlineTrouble - 1), nil},
-		{"away", api.HubStatus{Since: since, LastError: "connection refused"}, nil, since.Add(offlineTrouble),
+		{"away for a moment", api.HubStatus{Since: since, LastError: "EOF"}, nil, since.Add(api.HubPatience - 1), nil},
+		{"away", api.HubStatus{Since: since, LastError: "connection refused"}, nil, since.Add(api.HubPatience),
 			[]string{"IoT Hub is not connected since Nov 28 08:00 UTC: connection refused"}},
 		{"refused at once", api.HubStatus{Since: since, LastError: "CONNACK 5", Failure: api.HubFailureRefused}, nil, since,
 			[]string{"IoT Hub is not connected since Nov 28 08:00 UTC: CONNACK 5"}},
+		{"two with one identity", api.HubStatus{Since: since, LastError: "EOF", Failure: api.HubFailureReplaced}, nil, since,
+			[]string{"the connections to IoT Hub do not last: EOF"}},
+		{"two, and connected for now", api.HubStatus{Connected: true, Since: since, LastError: "EOF",
+			Failure: api.HubFailureReplaced}, nil, since.Add(api.HubStable - 1),
+			[]string{"the connections to IoT Hub do not last: EOF"}},
+		{"two before", api.HubStatus{Connected: true, Since: since, LastError: "EOF", Failure: api.HubFailureReplaced}, nil,
+			since.Add(api.HubStable), nil},
+		{"a name at a start", api.HubStatus{Since: since, LastError: "no such host", Failure: api.HubFailureName}, nil,
+			since.Add(29 * time.Second), nil},
+		{"a name", api.HubStatus{Since: since, LastError: "no such host", Failure: api.HubFailureName}, nil,
+			since.Add(30 * time.Second), []string{"IoT Hub is not connected since Nov 28 08:00 UTC: no such host"}},
+		{"a name that was found before", api.HubStatus{Since: since, LastError: "no such host",
+			Failure: api.HubFailureName, Reported: since}, nil, since.Add(api.HubPatience - 1), nil},
 		{"away without a word", api.HubStatus{Since: since}, nil, since.Add(time.Hour),
 			[]string{"IoT Hub is not connected since Nov 28 08:00 UTC: it does not answer"}},
 		{"a file is not there", api.HubStatus{Since: since}, errors.New("/ca.pem: file does not exist"), since,
@@ -60,6 +74,38 @@ func TestHubTroubles(t *testing.T) {
 	}
 	if got := hubTroubles(api.HubStatus{Connected: true, Desired: refused}, true, nil, since); got != nil {
 		t.Errorf("set aside: %q", got)
+	}
+}
+
+// Where systemd gives the credential a restart mends what is wrong with it, and not a reload.
+func TestMendOfACredential(t *testing.T) {
+	t.Parallel()
+	file := config.IoTHub{ConnectionString: config.Secret{File: "/etc/percept/iothub"}}
+	given := config.IoTHub{ConnectionString: config.Secret{Credential: "iothub"}}
+	password := fmt.Errorf("the proxy's password: %w", &config.NotGivenError{Name: "proxy"})
+	for _, row := range []struct {
+		name    string
+		failure api.HubFailure
+		conf    config.IoTHub
+		why     error
+		want    string // is in it; empty: it is empty
+	}{
+		{"a file", api.HubFailureCredentials, file, nil, ""},
+		{"a credential", api.HubFailureCredentials, given, nil, "LoadCredential=iothub:FILE"},
+		{"a credential that the hub refuses", api.HubFailureRefused, given, nil, "LoadCredential=iothub:;"},
+		{"the network", api.HubFailureNetwork, given, nil, ""},
+		{"another's file", api.HubFailureCredentials, given, errors.New("/ca.pem: file does not exist"), ""},
+		{"another credential", api.HubFailureCredentials, file, password, "LoadCredential=proxy:FILE"},
+	} {
+		got := mendFor(row.failure, row.conf, row.why)
+		if (got == "") != (row.want == "") || !strings.Contains(got, row.want) ||
+			got != "" && !strings.Contains(got, "then sudo systemctl restart perceptd") {
+			t.Errorf("%s: %q", row.name, got)
+		}
+	}
+	if got := hubTroubles(api.HubStatus{}, false, password, time.Now()); len(got) != 1 ||
+		strings.Contains(got[0], "perceptctl reload") || !strings.Contains(got[0], "then systemctl restart perceptd") {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -91,7 +91,7 @@ type Status struct {
 var ErrOffline = errors.New("the device is not connected to IoT Hub")
 
 // stableAfter is how long a connection lasts at least for the next waits to begin from the shortest one.
-const stableAfter = time.Minute
+const stableAfter = api.HubStable
 
 // Link is safe for concurrent use.
 type Link struct {

@@ -84,6 +84,8 @@ func splitFields(text string) (map[string]string, error) {
 		written, value, found := strings.Cut(field, "=")
 		at := slices.IndexFunc(known, func(name string) bool { return strings.EqualFold(name, written) })
 		switch {
+		case (!found || at < 0) && n == 0 && strings.Contains(strings.ToLower(field), strings.ToLower(fieldHub)+"="):
+			return nil, fmt.Errorf("something stands before %s=: take it away, with quotes at both ends", fieldHub)
 		case !found || at < 0:
 			return nil, fmt.Errorf("field %d is none of %s", n+1, strings.Join(known, ", "))
 		case fields[known[at]] != "":

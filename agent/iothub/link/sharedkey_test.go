@@ -27,6 +27,9 @@ func TestConnectionStrings(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "field 1", "HostName=h;DeviceId=cam": "it lacks SharedAccessKey", "DeviceId=cam;SharedAccessKey=" + testKey: "it lacks HostName",
 		"HostName=h;SharedAccessKey=" + testKey:                                    "it lacks DeviceId",
+		`"HostName=h;DeviceId=cam;SharedAccessKey=` + testKey + `"`:                "something stands before HostName=: ",
+		"\ufeffHostName=h;DeviceId=cam;SharedAccessKey=" + testKey:                 "something stands before HostName=: ",
+		"export CANARY=HostName=h;DeviceId=cam;SharedAccessKey=" + testKey:         "something stands before HostName=: ",
 		"HostName=h;DeviceId=cam;SharedAccessKey=canary!":                          "not base64",
 		"HostName=h;DeviceId=cam;x509=true":                                        "x509=true",
 		"HostName=h;SharedAccessKeyName=iothubowner;SharedAccessKey=" + testKey:    "SharedAccessKeyName",

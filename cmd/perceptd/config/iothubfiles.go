@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -45,7 +46,7 @@ func (f files) named(s Secret) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f.secret(path)
+	return s.given(f.secret(path))
 }
 
 // credentialsVariable is where systemd says in which folder the service's credentials are.
@@ -87,21 +88,15 @@ func (c credentials) Login(ctx context.Context) (link.Login, error) {
 		}.Login(ctx)
 	}
 	if h.Certificate.File == "" {
-		path, err := h.ConnectionString.Path(os.Getenv(credentialsVariable))
-		if err != nil {
-			return link.Login{}, err
-		}
-		return link.SharedKeyFile{Path: path, Read: c.from.secret}.Login(ctx)
+		read := func(string) ([]byte, error) { return c.from.named(h.ConnectionString) }
+		return link.SharedKeyFile{Path: h.ConnectionString.String(), Read: read}.Login(ctx)
 	}
-	key, err := h.Certificate.Key.Path(os.Getenv(credentialsVariable))
-	if err != nil {
-		return link.Login{}, err
-	}
+	key := h.Certificate.Key.String()
 	read := func(path string) ([]byte, error) {
-		if path == h.Certificate.File {
-			return c.from.public(path)
+		if path == key {
+			return c.from.named(h.Certificate.Key)
 		}
-		return c.from.secret(path)
+		return c.from.public(path)
 	}
 	identity := link.Identity{
 		Hub: h.Certificate.Hub, Gateway: h.Certificate.Gateway, Device: h.Certificate.Device, Module: h.Certificate.Module,
@@ -123,6 +118,11 @@ func (h IoTHub) checkFiles(ctx context.Context, from files) error {
 	return errors.Join(proxy, roots, login)
 }
 
+// OfSystemd returns the name of systemd's credential that says who the device is, or proves it; "": a file does.
+func (h IoTHub) OfSystemd() string {
+	return cmp.Or(h.ConnectionString.Credential, h.Certificate.Key.Credential)
+}
+
 // withoutCredentials leaves out what is in systemd's credentials, where their folder is not known, and says so.
 func (h IoTHub) withoutCredentials(folder string) (known IoTHub, unknown []string) {
 	for _, row := range []struct{ secret, with *string }{
@@ -132,8 +132,8 @@ func (h IoTHub) withoutCredentials(folder string) (known IoTHub, unknown []strin
 		if *row.secret == "" || folder != "" {
 			continue
 		}
-		unknown = append(unknown, fmt.Sprintf("systemd's credential %s was not checked: the service alone has it",
-			*row.secret))
+		unknown = append(unknown, fmt.Sprintf("systemd's credential %s was not checked: the service alone has it; "+
+			"perceptctl doctor says what is wrong with it", *row.secret))
 		*row.secret = ""
 		if row.with != nil {
 			*row.with = ""

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"perceptd/agent/iothub/link"
 	"perceptd/cmd/perceptd/e2e/harness"
 )
 
@@ -103,5 +104,48 @@ func TestCertificatesToTrust(t *testing.T) {
 		if _, err := (IoTHub{CAFile: row.path}).Roots(); err == nil || !strings.Contains(err.Error(), row.says) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// What systemd has not given is named, with the restart that mends it, whichever secret it is.
+func TestCredentialsThatSystemdHasNotGiven(t *testing.T) {
+	certificate, _ := newCertificate(t)
+	folder := harness.ShortFolder(t)
+	if err := os.WriteFile(filepath.Join(folder, "set"), []byte(notGiven+"\n"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct{ name, folder, credential, says string }{
+		{"no drop-in", "", "iothub", "systemd gave perceptd no credential iothub: LoadCredential=iothub:FILE must stand"},
+		{"a drop-in for another", folder, "iothub", "systemd gave perceptd no credential iothub: "},
+		{"its file is not there", folder, "set", "systemd's credential set has nothing in it, since the file that " +
+			"LoadCredential=set: names was not there when the service started"},
+	} {
+		t.Setenv(credentialsVariable, row.folder)
+		of := Secret{Credential: row.credential}
+		isSaid := func(what string, err error) {
+			t.Helper()
+			missing := (*NotGivenError)(nil)
+			if !errors.As(err, &missing) || missing.Name != row.credential || !strings.Contains(err.Error(), row.says) ||
+				!strings.Contains(err.Error(), "systemctl restart perceptd") {
+				t.Errorf("%s, %s: %v", row.name, what, err)
+			}
+		}
+		isLoginOf := func(what string, h IoTHub) {
+			t.Helper()
+			_, err := h.Credentials().Login(t.Context())
+			isSaid(what, err)
+			if bad := (*link.CredentialsError)(nil); !errors.As(err, &bad) {
+				t.Errorf("%s, %s: %T is no failure of credentials", row.name, what, err)
+			}
+			if h.OfSystemd() != row.credential {
+				t.Errorf("%s, %s: it is of %q", row.name, what, h.OfSystemd())
+			}
+		}
+		isLoginOf("connection string", IoTHub{ConnectionString: of})
+		isLoginOf("key", IoTHub{Certificate: Certificate{
+			File: newFile(t, certificate, 0o644), Key: of, Hub: "h.example", Device: "percept-7",
+		}})
+		_, err := IoTHub{Proxy: "http://user@proxy.example:3128", ProxyPassword: of}.ProxyURL()
+		isSaid("proxy's password", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Secret is where a secret is: in a file, or in a credential that systemd gives the service. Zero: there is none.
@@ -20,16 +21,46 @@ func (s Secret) String() string {
 }
 
 // Path returns the file that holds the secret, which for a credential is in the folder credentials; empty: systemd gave
-// none.
+// none, and the error is a *NotGivenError.
 func (s Secret) Path(credentials string) (string, error) {
 	switch {
 	case s.Credential == "":
 		return s.File, nil
 	case credentials == "":
-		return "", fmt.Errorf("systemd gave perceptd no credential %s: write LoadCredential=%s:FILE below [Service] in a "+
-			"drop-in (systemctl edit perceptd), and restart perceptd", s.Credential, s.Credential)
+		return "", &NotGivenError{Name: s.Credential}
 	}
 	return filepath.Join(credentials, s.Credential), nil
+}
+
+// NotGivenError is that systemd has not given perceptd a credential, which it does when the service starts.
+type NotGivenError struct {
+	Name  string // of the credential
+	Empty bool   // it gave what the drop-in's SetCredential= says where the credential's file is not there
+}
+
+func (e *NotGivenError) Error() string {
+	if e.Empty {
+		return fmt.Sprintf("systemd's credential %s has nothing in it, since the file that LoadCredential=%s: names was "+
+			"not there when the service started: write that file, then systemctl restart perceptd", e.Name, e.Name)
+	}
+	return fmt.Sprintf("systemd gave perceptd no credential %s: LoadCredential=%s:FILE must stand below [Service] in a "+
+		"drop-in (systemctl edit perceptd); then systemctl restart perceptd, since systemd gives credentials when the "+
+		"service starts", e.Name, e.Name)
+}
+
+// notGiven is what the drop-in that comes with perceptd sets a credential to whose file is not there.
+const notGiven = "none"
+
+// given judges what was read of a credential in the folder of systemd's.
+func (s Secret) given(text []byte, err error) ([]byte, error) {
+	switch {
+	case s.Credential == "":
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, &NotGivenError{Name: s.Credential}
+	case err == nil && strings.TrimSpace(string(text)) == notGiven:
+		return nil, &NotGivenError{Name: s.Credential, Empty: true}
+	}
+	return text, err
 }
 
 // guardsIoTHub is what these files say.

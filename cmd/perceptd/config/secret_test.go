@@ -123,7 +123,7 @@ func TestCredentials(t *testing.T) {
 		{Secret{Credential: "iothub"}, "/run/credentials/perceptd.service",
 			"/run/credentials/perceptd.service/iothub", ""},
 		{Secret{Credential: "iothub"}, "", "",
-			"systemd gave perceptd no credential iothub: write LoadCredential=iothub:FILE"},
+			"systemd gave perceptd no credential iothub: LoadCredential=iothub:FILE must stand below [Service] in a drop-in"},
 	} {
 		path, err := row.secret.Path(row.credentials)
 		if path != row.want || (err == nil) != (row.says == "") ||
