@@ -177,11 +177,13 @@ func New(o Options) (*Agent, error) {
 		a.Close()
 		return nil, err
 	}
-	first := func() { // the record of policy changes notes that there is one of deny rules, and so do snapshots
+	note := func(isFirst bool) { // the record of policy changes notes which one of deny rules there is
 		a.changeSaver.renew()
-		a.snapshotSaver.notice(true)
+		if isFirst { // snapshots note that there is one
+			a.snapshotSaver.notice(true)
+		}
 	}
-	a.deny.first.Store(&first)
+	a.deny.note.Store(&note)
 	close(ready)
 	return a, nil
 }
@@ -193,8 +195,8 @@ func (a *Agent) close() {
 	keep := a.snapshotSaver.close()
 	a.cache.Close() // callers that wait get their error before the disk is waited for
 	a.rereading.close()
-	a.changeSaver.close()
 	a.deny.saver.close()
+	a.changeSaver.close() // it notes which deny rules there are
 	a.deny.handers.Wait()
 	keep()
 }

@@ -2,7 +2,7 @@ package agent
 
 import (
 	"cmp"
-	"crypto/rand"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -19,6 +19,9 @@ type DenyStore struct {
 	// Record is what is on the disk; nil: nothing is. Copies are what earlier processes handed over.
 	Record *deny.Record
 	Copies []deny.Record
+	// Noted is the record that is known, from elsewhere, to have been on the disk; zero: that is not known. One that has
+	// not all of it counts as lost beside its rules.
+	Noted tokencache.Origin
 	// Lost is why what is on the disk can never be read. Without Copies nothing is handed out then, until the hub's twin
 	// was read or ForgetLostDenyRules is called.
 	Lost error
@@ -34,49 +37,67 @@ type DenyStore struct {
 	HandOver func(deny.Record) error
 }
 
-// begin returns the record to begin with.
-func (s *DenyStore) begin(now time.Time) deny.Record {
-	record := s.found()
+// begin returns the record to begin with, which begins a lineage, and whether records that went on apart were joined
+// in it.
+func (s *DenyStore) begin(now time.Time) (record deny.Record, isJoined bool) {
+	record, isJoined = s.found()
+	if record.Lineage == "" {
+		return record, false
+	}
+	from := slices.Clone(s.Copies)
+	if s.Record != nil {
+		from = append(from, *s.Record)
+	}
+	from = append(from, record)
+	if s.Noted != (tokencache.Origin{}) && record.Lost == "" && !record.Has(s.Noted) {
+		record.Lost, record.Generation = lostDenyText(errOlder), record.Generation+1
+	}
 	if record.Lost != "" && record.LostOn.IsZero() { // it is found out now
 		record.LostOn, record.Generation = now, record.Generation+1
 	}
-	return record
+	return record.Anew(from...), isJoined
 }
 
-// found returns what was kept, as a new record where nobody knows.
-func (s *DenyStore) found() deny.Record {
-	var record deny.Record
+// errOlder is why a record is lost in whose place an older one is.
+var errOlder = errors.New("its files are older than those that were there before: what is in them denies, and rules " +
+	"that were set later are gone")
+
+// found returns what was kept, as a new record where nobody knows, and whether it is joined from records that went on
+// apart.
+func (s *DenyStore) found() (record deny.Record, isJoined bool) {
 	for i, r := range s.Copies {
 		if i == 0 {
 			record = r
 		} else {
+			isJoined = isJoined || deny.AreForks(record, r)
 			record = deny.Newest(record, r)
 		}
 	}
 	isRead := s.Record != nil
 	if isRead {
+		isJoined = isJoined || record.Lineage != "" && !record.Unread && deny.AreForks(*s.Record, record)
 		record = record.Found()
 	}
 	switch found := record.Lineage != ""; {
 	case isRead && found:
-		return deny.Newest(*s.Record, record)
+		return deny.Newest(*s.Record, record), isJoined
 	case isRead:
-		return *s.Record
+		return *s.Record, false
 	case found && !record.Unread:
 		if m := record.Missing; s.Lost != nil && m != nil && m.Unread { // what it waited for will not come
 			record.Missing = &deny.Missing{Why: lostDenyText(s.Lost), LostOn: m.LostOn, TwinOn: m.TwinOn, Hub: m.Hub}
 			record.Generation++
 		}
-		return record
+		return record, isJoined
 	case s.Unread != nil:
 		record.Lost, record.Unread, record.LostOn = unreadDenyText(s.Unread), true, time.Time{}
 	case s.Lost != nil || found:
 		record.Lost, record.Unread, record.LostOn = lostDenyText(cmp.Or(s.Lost, errGone)), false, time.Time{}
 	default:
-		return deny.Record{}
+		return deny.Record{}, false
 	}
-	record.Lineage, record.Generation = rand.Text(), record.Generation+1
-	return record
+	record.Generation++
+	return record.Anew(s.Copies...), isJoined
 }
 
 func unreadDenyText(why error) string {
@@ -91,29 +112,30 @@ const (
 	MessageDenyRulesLost      = "5e93a17c8bd24f06a1c7f4802d6e9b3a" // it is lost, or cannot be read now
 	MessageDenyRulesRead      = "0b7f2e4d9a8c46f1b35d60e2c91a784f" // it was read after all
 	MessageDenyRulesForgotten = "94c6d02fb1e74a3f8e5a27d1630bc9e8" // root gave up what was on it
+	MessageDenyRulesJoined    = "6f0c8b4e2a9d4713b5e1d7a3c4980f26" // two records went on apart: both are in force
 	MessageDenyRulesMissing   = "1d7be4a05f3c4c62a90e8b61d2f57c34" // the twin took its place: others' rules are gone
 )
 
 // open takes over what was kept.
 func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger, changed func()) {
 	d.accounts.open(clock)
-	d.record = kept.begin(api.Time(clock.Wall()))
+	var isJoined bool
+	d.record, isJoined = kept.begin(api.Time(clock.Wall()))
 	d.saver.what = "the record of deny rules"
 	d.saver.now = func() deny.Record {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return d.record
 	}
-	d.saver.origin = func(r deny.Record) tokencache.Origin {
-		return tokencache.Origin{Lineage: r.Lineage, Generation: r.Generation}
-	}
-	d.noted.Store(kept.Record != nil)
+	d.saver.origin = deny.Record.Origin
+	d.noted = kept.Noted
 	save := kept.Save
 	if save != nil {
 		save = func(record deny.Record) error {
 			err := kept.Save(record)
-			if first := d.first.Load(); err == nil && first != nil && !d.noted.Swap(true) {
-				(*first)()
+			if note := d.note.Load(); err == nil && note != nil && d.noted != record.Named() {
+				(*note)(d.noted == tokencache.Origin{})
+				d.noted = record.Named()
 			}
 			return err
 		}
@@ -126,10 +148,19 @@ func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger
 	d.handOver = kept.HandOver
 	d.handOverNow(log)
 	d.saver.renew()
+	if isJoined {
+		logForks(log)
+	}
 	if d.record.Lost != "" {
 		log.Error("which tokens are denied is not known, and none is handed out", zap.String("why", d.record.Lost),
 			zap.String("message_id", MessageDenyRulesLost))
 	}
+}
+
+// logForks says that records which went on apart were joined.
+func logForks(log *zap.Logger) {
+	log.Warn("two records of deny rules went on apart, as where a folder was mounted over the other: what either denies "+
+		"is in force, also what was lifted in one of them alone", zap.String("message_id", MessageDenyRulesJoined))
 }
 
 // handOverSoon has the record handed over, and waits for nothing.
@@ -235,8 +266,11 @@ func (d *denyRules) joined(disk *deny.Record, why error, wall time.Time) deny.Re
 		}
 		return now
 	}
-	if disk.Lineage == now.Lineage {
-		return deny.Newest(now, *disk)
+	switch {
+	case now.IsNewer(*disk):
+		return now
+	case disk.IsNewer(now):
+		return disk.Anew(now, *disk)
 	}
 	kept := *disk
 	if hub := d.twinHub; hub != "" { // of its twin, and of other hubs, all is known
@@ -245,7 +279,7 @@ func (d *denyRules) joined(disk *deny.Record, why error, wall time.Time) deny.Re
 		})
 	}
 	both := deny.Both(now, kept)
-	both.Lineage, both.Lost, both.LostOn = disk.Lineage, now.Lost, now.LostOn
+	both.Lost, both.LostOn = now.Lost, now.LostOn
 	if both.Aside = now.Aside; now.Aside == nil && kept.IsSetAside(now.Hub) {
 		both.Aside = kept.Aside
 	}

@@ -16,6 +16,7 @@ import (
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/deny"
+	"perceptd/tokencache"
 	"perceptd/tokencache/tokencachetest"
 )
 
@@ -27,6 +28,7 @@ type denyDisk struct {
 	fault  error         // of writing
 	unread error         // of reading
 	spoilt error         // what is there is no record
+	noted  tokencache.Origin
 }
 
 func (d *denyDisk) set(change func(*denyDisk)) {
@@ -62,7 +64,7 @@ func (d *denyDisk) save(record deny.Record) error {
 
 func (d *denyDisk) store() agent.DenyStore {
 	record, err := d.load()
-	kept := agent.DenyStore{Record: record, Load: d.load, Save: d.save, HandOver: func(r deny.Record) error {
+	kept := agent.DenyStore{Record: record, Noted: d.noted, Load: d.load, Save: d.save, HandOver: func(r deny.Record) error {
 		d.set(func(d *denyDisk) { d.held = []deny.Record{r} })
 		return nil
 	}}
@@ -474,6 +476,114 @@ func TestHandedOverDenyRulesAreKnown(t *testing.T) {
 			if disk.record == nil || len(disk.record.Rules) != 1 {
 				t.Errorf("%s: the disk has %+v", name, disk.record)
 			}
+		})
+	}
+}
+
+// Where starts went on apart from one record, what was denied in either is denied, whichever of the two has more.
+func TestDenyRecordsThatWentOnApart(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct{ onDisk, beneath []string }{
+		{[]string{"vision"}, []string{"a", "b", "c"}},
+		{[]string{"a", "b", "c"}, []string{"vision"}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			denyAll := func(modules []string) func(*agent.Agent, *observer.ObservedLogs) {
+				return func(a *agent.Agent, _ *observer.ObservedLogs) {
+					for _, name := range modules {
+						mustDeny(t, a, api.DenyLocal, denyModule(name))
+					}
+				}
+			}
+			disk := new(denyDisk)
+			disk.boot(t, false, denyAll([]string{"other"}))
+			beneath := &denyDisk{record: disk.record}
+			disk.boot(t, true, denyAll(row.onDisk))
+			beneath.boot(t, true, denyAll(row.beneath))
+			disk.held = beneath.held
+			for i := range 2 {
+				disk.boot(t, i > 0, func(a *agent.Agent, logs *observer.ObservedLogs) {
+					if code := askFor(a, module, vault); code != api.CodeDenied {
+						t.Errorf("%v, start %d: %q", row, i, code)
+					}
+					if rules := a.DenyStatus().Rules; len(rules) != 5 {
+						t.Errorf("%v, start %d: %+v", row, i, rules)
+					}
+					said := logs.FilterField(zap.String("message_id", agent.MessageDenyRulesJoined)).Len()
+					if said != 1-i {
+						t.Errorf("%v, start %d: it is said %d times", row, i, said)
+					}
+				})
+			}
+		})
+	}
+}
+
+// Starts without changes are no forks, however many there are, and what was lifted stays so.
+func TestLiftedRulesStayLifted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		disk := new(denyDisk)
+		for i := range 40 {
+			before := disk.record
+			disk.boot(t, i%3 == 0, func(a *agent.Agent, logs *observer.ObservedLogs) {
+				if rules := a.DenyStatus().Rules; len(rules) != 0 {
+					t.Fatalf("start %d: %+v", i, rules)
+				}
+				if i%5 == 0 {
+					rule := mustDeny(t, a, api.DenyLocal, denyModule("vision"))
+					if _, err := a.LiftDeny("uid 0", api.DenySide{Origin: api.DenyLocal}, rule.ID); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if logs.FilterField(zap.String("message_id", agent.MessageDenyRulesJoined)).Len() != 0 {
+					t.Errorf("start %d: a fork", i)
+				}
+			})
+			if i%7 == 1 { // what the last process wrote did not come to the disk
+				disk.record = before
+			}
+		}
+	})
+}
+
+// An older record in the place of the one that was there last denies what it denies, and counts as lost beside that,
+// unless systemd holds what it lacks.
+func TestOlderDenyRecordPutBack(t *testing.T) {
+	t.Parallel()
+	for _, isHeld := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			disk := new(denyDisk)
+			disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				mustDeny(t, a, api.DenyLocal, denyModule("other"))
+			})
+			old := disk.record
+			disk.boot(t, true, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				mustDeny(t, a, api.DenyLocal, denyModule("vision"))
+			})
+			disk.noted, disk.record = disk.record.Named(), old
+			disk.boot(t, !isHeld, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				want := api.CodeDenyRulesLost
+				if isHeld {
+					want = api.CodeDenied
+				}
+				if code := askFor(a, module, vault); code != want {
+					t.Errorf("held %v: %q", isHeld, code)
+				}
+				s := a.DenyStatus()
+				if isHeld != (s.Lost == "") || isHeld != (len(s.Rules) == 2) || !isHeld && !strings.Contains(s.Lost, "older") {
+					t.Errorf("held %v: %+v", isHeld, s)
+				}
+				if err := a.ForgetLostDenyRules("uid 0"); err != nil {
+					t.Error(err)
+				}
+			})
+			disk.noted = disk.record.Named()
+			disk.boot(t, true, func(a *agent.Agent, _ *observer.ObservedLogs) {
+				if s := a.DenyStatus(); s.Lost != "" {
+					t.Errorf("held %v: it is lost again: %s", isHeld, s.Lost)
+				}
+			})
 		})
 	}
 }

@@ -17,8 +17,8 @@ type denyRules struct {
 
 	load func() (*deny.Record, error) // reads the record, which could not be read at the start; nil: it was
 
-	noted atomic.Bool            // a record is on the disk, and first was called
-	first atomic.Pointer[func()] // called once the first record is on the disk
+	noted tokencache.Origin                  // what note was called for last; who saves uses it
+	note  atomic.Pointer[func(isFirst bool)] // called once a record is on the disk
 
 	handing  sync.Mutex              // one call of handOver at a time; protects handed
 	handOver func(deny.Record) error // nil: nothing is handed over

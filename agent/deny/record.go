@@ -2,6 +2,7 @@ package deny
 
 import (
 	"cmp"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -9,6 +10,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"perceptd/tokencache"
 )
 
 // MaxRules is how many rules each origin may set.
@@ -16,9 +19,12 @@ const MaxRules = 64
 
 // Record is all that is kept of deny rules. Its methods return it changed, and leave it as it is.
 type Record struct {
-	// Lineage is the same in all versions of a record, the newer of which has the higher generation.
-	Lineage    string `json:"lineage"`
-	Generation uint64 `json:"generation"`
+	// Lineage names the record from its beginning on: the start of a process, or when that process read more. In one
+	// lineage the newer version has the higher generation. Generations of two lineages have no order.
+	Lineage string `json:"lineage"`
+	// Origins are the records from which this one was taken when its lineage began, the latest last.
+	Origins    []tokencache.Origin `json:"origins,omitempty"`
+	Generation uint64              `json:"generation"`
 
 	Rules []Rule `json:"rules"`
 
@@ -342,23 +348,72 @@ func (r Record) Validate() error {
 	return nil
 }
 
+// Origin returns r as a record of which another may be taken.
+func (r Record) Origin() tokencache.Origin {
+	return tokencache.Origin{Lineage: r.Lineage, Generation: r.Generation}
+}
+
+// Named returns r as records that are taken from it name it: where nothing has changed since its lineage began, they name
+// what it was taken from.
+func (r Record) Named() tokencache.Origin {
+	if n := len(r.Origins); n > 0 && r.Origins[n-1].Generation == r.Generation {
+		return r.Origins[n-1]
+	}
+	return r.Origin()
+}
+
+// descent returns of r what policy changes have as well: from which records it was taken.
+func (r Record) descent() tokencache.Record {
+	return tokencache.Record{Lineage: r.Lineage, Origins: r.Origins, Generation: r.Generation}
+}
+
+// Has reports whether r has everything that the record of that name had, but for what was lifted since.
+func (r Record) Has(o tokencache.Origin) bool {
+	return r.descent().Has(tokencache.Record{Lineage: o.Lineage, Generation: o.Generation})
+}
+
+// IsNewer reports whether r came after o. If neither of two is newer, each may have what the other lacks.
+func (r Record) IsNewer(o Record) bool { return r.descent().IsNewer(o.descent()) }
+
+// Anew returns r, which was taken from those records, as the beginning of a lineage. Each start begins one, since the
+// record that it read may go on elsewhere: in what systemd holds, or in a folder that comes back. Its generation stays
+// if it is as the last of them, which has everything of the others.
+func (r Record) Anew(from ...Record) Record {
+	var all []tokencache.Record
+	for _, f := range from {
+		if f.Lineage != "" {
+			all = append(all, f.descent())
+		}
+	}
+	begun := r.descent().WithLineage(rand.Text(), all...)
+	r.Lineage, r.Origins, r.Generation = begun.Lineage, begun.Origins, begun.Generation
+	return r
+}
+
+// AreForks reports whether two records went on apart, and differ in their rules.
+func AreForks(r, o Record) bool {
+	return !r.IsNewer(o) && !o.IsNewer(r) && !slices.EqualFunc(r.Rules, o.Rules, Rule.equal)
+}
+
 // Newest returns the newer of two versions of a record. Where neither is the newer, it has the rules of both, and what
 // only one sets aside is not.
 func Newest(r, o Record) Record {
-	same := r.Lineage == o.Lineage
 	switch {
-	case same && r.Generation > o.Generation, same && r.Generation == o.Generation && r.Equal(o):
+	case r.IsNewer(o):
 		return r
-	case same && r.Generation < o.Generation:
+	case o.IsNewer(r):
 		return o
+	case r.descent().Has(o.descent()) && r.Equal(o):
+		return r
 	}
 	return Both(r, o)
 }
 
-// Both returns a record with the rules of both, as a version that is newer than either. Hub is r's.
+// Both returns a record with the rules of both, as the beginning of a lineage. Hub is r's.
 func Both(r, o Record) Record {
 	both := r
 	both.Generation = max(r.Generation, o.Generation) + 1
+	both = both.Anew(o, r)
 	both.Hub, both.Lost = cmp.Or(r.Hub, o.Hub), cmp.Or(r.Lost, o.Lost)
 	both.Unread = both.Lost != "" && (r.Lost == "" || r.Unread) && (o.Lost == "" || o.Unread)
 	if both.Missing = cmp.Or(r.Missing, o.Missing); r.Lost == "" {

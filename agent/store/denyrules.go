@@ -112,7 +112,7 @@ func (r *DenyRules) Save(record deny.Record) error {
 	if err := r.replaceBoth(text); err != nil {
 		return err
 	}
-	r.changes.NoteDenyRules()
+	r.changes.noteDenied(record.Named())
 	return nil
 }
 

@@ -397,3 +397,53 @@ func FuzzDenyRules(f *testing.F) {
 		}
 	})
 }
+
+// A file that cannot be replaced does not keep the other from being written.
+func TestOneFileOfDenyRulesIsWritten(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{denyName, denyCopyName} {
+		for _, at := range []string{name, name + beingWritten} {
+			dir := t.TempDir()
+			r := openDeny(t, Disk(dir))
+			if err := os.MkdirAll(filepath.Join(dir, at, "x"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Save(denied(1, "vision")); err == nil {
+				t.Errorf("%s is a folder, and nothing is said", at)
+			}
+			if got, err := openDeny(t, Disk(dir)).Load(); got == nil || len(got.Rules) != 1 {
+				t.Errorf("%s is a folder, and the other file has %+v, %v", at, got, err)
+			}
+		}
+	}
+}
+
+// The record of policy changes notes which record of deny rules was there last, and a file that others could have
+// changed says nothing of it.
+func TestPolicyChangesNoteTheDenyRecord(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	changes := OpenPolicyChanges(Disk(dir), uptime(time.Hour))
+	must(os.Chmod(dir, 0o700))
+	record := denied(3, "vision")
+	must(OpenDenyRules(changes).Save(record))
+	must(changes.Save(tokencache.Record{Lineage: "c", Generation: 1}))
+	again := OpenPolicyChanges(Disk(dir), uptime(time.Hour))
+	if _, err := again.Load(); err != nil || again.DenyRecord() != record.Origin() {
+		t.Errorf("%+v, %v", again.DenyRecord(), err)
+	}
+	for _, name := range []string{changesName, changesCopyName} {
+		must(os.Chmod(filepath.Join(dir, name), 0o622))
+	}
+	loose := OpenPolicyChanges(Disk(dir), uptime(time.Hour))
+	_, _ = loose.Load()
+	if of := loose.DenyRecord(); of != (tokencache.Origin{}) {
+		t.Errorf("files that others could have changed say %+v", of)
+	}
+}

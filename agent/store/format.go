@@ -176,6 +176,8 @@ type recordDocument struct {
 	tokencache.Record
 	Changes   []changeDocument `json:"changes"`
 	DenyRules bool             `json:"deny_rules,omitempty"` // there are deny rules, in files of their own
+	// DenyRecord is which record of them was there last; absent: not known.
+	DenyRecord *tokencache.Origin `json:"deny_record,omitempty"`
 }
 
 // changeDocument is a policy change as it is written.
@@ -231,7 +233,7 @@ func (r *PolicyChanges) encode(record tokencache.Record) ([]byte, error) {
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	doc := recordDocument{Version: recordVersion, Record: record, Changes: changeDocuments(record.Changes),
-		DenyRules: r.denyRules.Load()}
+		DenyRules: r.denyRules.Load(), DenyRecord: r.denied.Load()}
 	if err := e.Encode(doc); err != nil {
 		return nil, err
 	}
@@ -255,6 +257,9 @@ func (r *PolicyChanges) decode(text []byte) (*tokencache.Record, error) {
 	}
 	if doc.DenyRules {
 		r.denyRules.Store(true)
+	}
+	if doc.DenyRecord != nil {
+		r.denied.Store(doc.DenyRecord)
 	}
 	record := doc.Record
 	if record.Changes, err = policyChanges(doc.Changes, version); err != nil {

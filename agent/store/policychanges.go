@@ -23,17 +23,33 @@ const (
 // so that it is never the older one. While one is being written, the other is whole. If one is lost or spoilt, the
 // other has all.
 //
-// The record also notes that there are deny rules, so that their own files are missed when they are gone.
+// The record also notes that there are deny rules, and which record of them, so that their own files are missed when
+// they are gone, or older ones are in their place.
 type PolicyChanges struct {
 	twoFiles
 	boot func() time.Duration
 	id   string // of this boot; empty: not known
 
-	denyRules atomic.Bool // whether there are deny rules on the disk, as far as it is known
+	denyRules atomic.Bool                       // whether there are deny rules on the disk, as far as it is known
+	denied    atomic.Pointer[tokencache.Origin] // the record of deny rules that was last there; nil: not known
 }
 
 // NoteDenyRules has the record note, when it is saved next, that there are deny rules on the disk.
 func (r *PolicyChanges) NoteDenyRules() { r.denyRules.Store(true) }
+
+// noteDenied has the record note, when it is saved next, which record of deny rules is on the disk.
+func (r *PolicyChanges) noteDenied(of tokencache.Origin) {
+	r.NoteDenyRules()
+	r.denied.Store(&of)
+}
+
+// DenyRecord returns which record of deny rules was last on the disk; zero: that is not known.
+func (r *PolicyChanges) DenyRecord() tokencache.Origin {
+	if of := r.denied.Load(); of != nil {
+		return *of
+	}
+	return tokencache.Origin{}
+}
 
 // HaveDenyRules reports whether there are deny rules on the disk, as far as it is known.
 func (r *PolicyChanges) HaveDenyRules() bool { return r.denyRules.Load() }
@@ -80,11 +96,13 @@ func (r *PolicyChanges) load(name string) (*tokencache.Record, error) {
 	if err != nil && !isLoose(err) {
 		return nil, err
 	}
+	noted := r.denied.Load()
 	record, why := r.decode(text)
 	if why != nil {
 		return nil, &SpoiltError{Name: name, Why: why}
 	}
 	if err != nil {
+		r.denied.Store(noted) // which record of deny rules was there, it may claim wrongly
 		record = unordered(record)
 	}
 	return record, err

@@ -44,19 +44,22 @@ func unlessSpoilt(err error) error {
 	return err
 }
 
-// replaceBoth writes text into both files: the copy first, so that it is never the older one. When it returns nil, that
-// outlives a power cut. When it returns an error, what was there before does, or text.
+// replaceBoth writes text into both files: the copy first, so that it is never the older one where both can be written.
+// One that cannot be does not keep the other from it. When it returns nil, that outlives a power cut. When it returns an
+// error, what was there before does, or text.
 func (f *twoFiles) replaceBoth(text []byte) error {
 	names := []string{f.copy, f.name}
 	if len(f.spoilt) == 1 && f.spoilt[0] == f.copy { // it stays until something is beside it
 		slices.Reverse(names)
 	}
+	var fault error
 	for _, name := range names {
-		if err := f.replace(name, text); err != nil {
-			return err
+		if fault != nil && slices.Contains(f.spoilt, name) {
+			continue // it shows to the next start that there was a record
 		}
+		fault = cmp.Or(fault, f.replace(name, text))
 	}
-	return nil
+	return fault
 }
 
 // mayWrite returns why nothing is written yet; nil: it may be.
