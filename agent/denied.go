@@ -32,11 +32,19 @@ func deniedError(rule *deny.Rule, caller *grants.Caller, identity *grants.Identi
 func setBy(rule *deny.Rule) string {
 	switch rule.Origin {
 	case deny.Twin:
-		return fmt.Sprintf("the device's twin in IoT Hub, version %d,", rule.Twin)
+		return fmt.Sprintf("%s in IoT Hub, version %d,", twinOf(rule), rule.Twin)
 	case deny.Method:
 		return "a direct method from IoT Hub"
 	}
 	return "an administrator of this device"
+}
+
+// twinOf names the twin that set a rule, which may be a module's, or of an identity that this device had before.
+func twinOf(rule *deny.Rule) string {
+	if rule.Hub == "" {
+		return "this device's twin"
+	}
+	return "the twin of " + rule.Hub
 }
 
 // liftedHow says what lifts a rule.
@@ -44,7 +52,7 @@ func liftedHow(rule deny.Rule) string {
 	const aside = "where that cannot be, root can set the hub aside: perceptctl deny lift --from-hub"
 	switch rule.Origin {
 	case deny.Twin:
-		return "take it out of percept.deny in the desired properties of the twin to lift it; " + aside
+		return "take it out of percept.deny in the desired properties of that twin to lift it; " + aside
 	case deny.Method:
 		return fmt.Sprintf("the direct method percept.deny with \"lift\": %q lifts it; %s", rule.ID, aside)
 	}

@@ -54,12 +54,16 @@ func (t explainer) denied() []string {
 	return texts
 }
 
-// othersDenied says that some callers get less than others, or "".
-func (t explainer) othersDenied() string {
+// othersDenied says that some callers get less than others, or ""; behind said, what modules get.
+func (t explainer) othersDenied(said string) string {
 	if t.deniedToAll() || len(RulesOn(t.deny, t.token)) == 0 {
 		return ""
 	}
-	return "Callers that a deny rule names, as above, are refused (403, denied). " + NotRecalled
+	text := "Callers that a deny rule names, as above, are refused (403, denied)."
+	if !strings.Contains(said, NotRecalled) {
+		text += " " + NotRecalled
+	}
+	return text
 }
 
 // endDenial says who ends what denies the token to everybody.
@@ -67,11 +71,24 @@ func (t explainer) endDenial() string {
 	if t.deny.IsLost() {
 		return cmp.Or(t.deny.Mend, LostNext) + "."
 	}
+	return t.endDenialBy(func(rule api.DenyRule) bool { return !NamesCaller(rule) })
+}
+
+// endSomeDenials says who ends what denies the token to some callers, or "".
+func (t explainer) endSomeDenials() string {
+	if t.deniedToAll() {
+		return ""
+	}
+	return t.endDenialBy(NamesCaller)
+}
+
+// endDenialBy says who ends what the rules of a kind deny, or "".
+func (t explainer) endDenialBy(isOfKind func(api.DenyRule) bool) string {
 	var ids []string
 	byHub := false
 	for _, rule := range RulesOn(t.deny, t.token) {
 		switch {
-		case NamesCaller(rule):
+		case !isOfKind(rule):
 		case IsOfHub(rule):
 			byHub = true
 		default:
@@ -91,13 +108,22 @@ func (t explainer) endDenial() string {
 // LostNext is what ends the denial of everything that a lost record of deny rules causes, whatever the hub does.
 const LostNext = "sudo perceptctl deny forget-lost ends that: what was on the lost record then denies nothing"
 
-// SetBy says who set a deny rule: "IoT Hub, twin version 12", "IoT Hub, direct method", "uid 0 (pid 7)".
+// SetBy says who set a deny rule: "IoT Hub, version 12 of the twin of hub.example/percept-7", "IoT Hub, direct method to
+// hub.example/percept-7", "uid 0 (pid 7)". This device may have another identity by now, and a module has a twin of its
+// own beside the device's.
 func SetBy(rule api.DenyRule) string {
+	of, _, _ := strings.Cut(strings.TrimPrefix(rule.By, "iothub "), " ")
 	switch {
+	case rule.Origin == api.DenyTwin && of != "" && rule.Twin > 0:
+		return "IoT Hub, version " + strconv.FormatInt(rule.Twin, 10) + " of the twin of " + of
+	case rule.Origin == api.DenyTwin && of != "":
+		return "IoT Hub, the twin of " + of
 	case rule.Origin == api.DenyTwin && rule.Twin > 0:
 		return "IoT Hub, twin version " + strconv.FormatInt(rule.Twin, 10)
 	case rule.Origin == api.DenyTwin:
 		return "IoT Hub, twin"
+	case rule.Origin == api.DenyMethod && of != "":
+		return "IoT Hub, direct method to " + of
 	case rule.Origin == api.DenyMethod:
 		return "IoT Hub, direct method"
 	case rule.By == "":

@@ -55,8 +55,9 @@ func Of(times Times, status api.Status, token api.TokenStatus) Story {
 	add("changed", t.policyChanges()...)
 	add("back end", t.backEnd(), t.rolloverPattern(), t.nextFetch())
 	add("current", t.currentBy(), t.fetchesPostponed(), t.inToken())
-	add("modules", t.modulesGet(), t.othersDenied(), t.rejected())
-	add("to do", t.nextSteps())
+	modulesGet := t.modulesGet()
+	add("modules", modulesGet, t.othersDenied(modulesGet), t.rejected())
+	add("to do", t.endSomeDenials(), t.nextSteps())
 	add("times", "All times are in "+times.ZoneName(status.Now)+".")
 	return e
 }
@@ -475,10 +476,18 @@ func (t explainer) modulesGet() string {
 		return "Modules that ask are refused (403, permissions_revoked) on every form until a current token is here. " +
 			NotRecalled
 	case t.current():
-		return "Modules get the token with the header " + api.PermissionsHeader + ": " + header(p) + "."
+		return t.served() + " get the token with the header " + api.PermissionsHeader + ": " + header(p) + "."
 	}
-	return "Modules get the token with the header " + api.PermissionsHeader + ": " + header(p) +
+	return t.served() + " get the token with the header " + api.PermissionsHeader + ": " + header(p) +
 		". SDKs are told that it lives for 25 minutes at most, so that they come back for the newer one. " + NotRecalled
+}
+
+// served names the modules that get the token.
+func (t explainer) served() string {
+	if len(RulesOn(t.deny, t.token)) > 0 {
+		return "Modules that no deny rule names"
+	}
+	return "Modules"
 }
 
 func (t explainer) rejected() string {
@@ -534,7 +543,11 @@ func (t explainer) waiting(unmet []TokenChange) string {
 			t.token.Resource +
 			" --effect granted|revoked|changed. If not, the permission may be missing."
 	}
-	return "Nothing. If permissions on it were changed in Azure and that is not above, tell perceptd: perceptctl " +
+	nothing := "Nothing."
+	if t.endSomeDenials() != "" {
+		nothing = "Else nothing."
+	}
+	return nothing + " If permissions on it were changed in Azure and that is not above, tell perceptd: perceptctl " +
 		"policy-changed " +
 		t.token.Resource + " --effect granted|revoked|changed."
 }

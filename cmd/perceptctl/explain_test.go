@@ -590,3 +590,58 @@ func TestMissingTokenHasAReason(t *testing.T) {
 		}
 	}
 }
+
+// Where some callers are denied the story does not say that modules get the token, nor that there is nothing to do; what
+// cannot be recalled is said once.
+func TestExplainWhereSomeAreDenied(t *testing.T) {
+	t.Parallel()
+	const resource = "https://vault.azure.net"
+	for _, row := range []struct {
+		rule api.DenyRule
+		says string
+	}{
+		{api.DenyRule{ID: "1f0c2a34", DenyTarget: api.DenyTarget{Module: "vision"}, Origin: api.DenyLocal},
+			"When the denial is over: perceptctl deny lift 1f0c2a34."},
+		{api.DenyRule{ID: "9b2e7c10", DenyTarget: api.DenyTarget{Module: "vision"}, Origin: api.DenyTwin},
+			"What IoT Hub denies is lifted in IoT Hub"},
+	} {
+		for _, state := range []api.PermissionState{api.PermissionsCurrent, api.PermissionsStale} {
+			token := api.TokenStatus{Identity: "vision", Resource: resource, ExpiresIn: 3600,
+				Permissions: api.Permissions{State: state}}
+			story := explain.Of(explain.Times{}, api.Status{Now: noon, Tokens: []api.TokenStatus{token},
+				Deny: &api.DenyStatus{Rules: []api.DenyRule{row.rule}}}, token)
+			texts := make(map[string]string)
+			for _, section := range story.Sections {
+				texts[section.About] += section.Text + "\n"
+			}
+			modules, toDo := texts["modules"], texts["to do"]
+			if !strings.HasPrefix(modules, "Modules that no deny rule names get the token") ||
+				strings.Count(modules, explain.NotRecalled) != 1 {
+				t.Errorf("%s, %s: modules: %s", row.rule.ID, state, modules)
+			}
+			if !strings.HasPrefix(toDo, row.says) || strings.Contains(toDo, "Nothing.") {
+				t.Errorf("%s, %s: to do: %s", row.rule.ID, state, toDo)
+			}
+		}
+	}
+}
+
+// A rule of the hub's is of the identity that set it, which may be a module's, or one that the device had before.
+func TestSetBy(t *testing.T) {
+	t.Parallel()
+	for want, rule := range map[string]api.DenyRule{
+		"IoT Hub, version 4 of the twin of h/percept-8/percept": {Origin: api.DenyTwin, Twin: 4, By: "h/percept-8/percept"},
+		"IoT Hub, the twin of h/percept-8":                      {Origin: api.DenyTwin, By: "h/percept-8"},
+		"IoT Hub, direct method to h/percept-8": {
+			Origin: api.DenyMethod, By: "iothub h/percept-8 method percept.deny",
+		},
+		"IoT Hub, twin version 4": {Origin: api.DenyTwin, Twin: 4},
+		"IoT Hub, direct method":  {Origin: api.DenyMethod},
+		"uid 0 (pid 7)":           {Origin: api.DenyLocal, By: "uid 0 (pid 7)"},
+		"this device":             {Origin: api.DenyLocal},
+	} {
+		if got := explain.SetBy(rule); got != want {
+			t.Errorf("%+v: %s", rule, got)
+		}
+	}
+}
