@@ -317,6 +317,17 @@ func rank(last bool) int {
 	return 0
 }
 
+// escapedSize returns how many bytes encoding/json makes of a rune that can be printed.
+func escapedSize(r rune) int {
+	switch r {
+	case '"', '\\':
+		return len(`\"`)
+	case '<', '>', '&':
+		return len(`\u003c`)
+	}
+	return utf8.RuneLen(r)
+}
+
 // clean returns text as a value of a twin: UTF-8 that can be printed, with at most so many bytes as JSON.
 func clean(text string, most int) string {
 	text = strings.Map(func(r rune) rune {
@@ -325,15 +336,14 @@ func clean(text string, most int) string {
 		}
 		return r
 	}, text)
-	if sizeOf(text) <= most {
-		return text
-	}
-	size, end := len(`"…"`), 0
+	size, end := len(`"…"`), 0 // end is that of what has room with "…" behind it
 	for at, r := range text {
-		if size += sizeOf(string(r)) - len(`""`); size > most {
-			break
+		if size += escapedSize(r); size <= most {
+			end = at + utf8.RuneLen(r)
 		}
-		end = at + utf8.RuneLen(r)
+	}
+	if size-len("…") <= most {
+		return text
 	}
 	return text[:end] + "…"
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"testing"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"perceptd/agent/api"
@@ -104,6 +105,38 @@ func checkTexts(identity, resource, failure, origin string, more int) error {
 		s.Now = s.Now.Add(time.Hour)
 	}
 	return nil
+}
+
+// TestEscapedSize compares with encoding/json, for every rune that can be printed.
+func TestEscapedSize(t *testing.T) {
+	t.Parallel()
+	for _, table := range unicode.PrintRanges {
+		check := func(low, high, stride uint32) {
+			for r := rune(low); r <= rune(high); r += rune(stride) {
+				if got, want := escapedSize(r), sizeOf(string(r))-len(`""`); got != want {
+					t.Errorf("%q: %d, want %d", r, got, want)
+				}
+			}
+		}
+		for _, many := range table.R16 {
+			check(uint32(many.Lo), uint32(many.Hi), uint32(many.Stride))
+		}
+		for _, many := range table.R32 {
+			check(many.Lo, many.Hi, many.Stride)
+		}
+	}
+	check := func(text string, most int, want string) {
+		if got := clean(text, most); got != want {
+			t.Errorf("%q within %d bytes: %q", text, most, got)
+		}
+	}
+	check("abcdef", 8, "abcdef")
+	check("abcdef", 7, "ab…")
+	check("\"\"\"", 8, "\"\"\"")
+	check("\"\"\"", 7, "\"…")
+	check("a\x00\xff\u2028é", 20, "a   é")
+	check("é<", 10, "é<")
+	check("é<", 9, "é…")
 }
 
 func FuzzReportedTexts(f *testing.F) {
