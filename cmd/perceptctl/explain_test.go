@@ -511,7 +511,8 @@ func FuzzExplain(f *testing.F) {
 	f.Add("vision", vault, "a note", "an error", 80)
 	f.Add("\x1b[2J", "\xff", "one\ntwo", strings.Repeat("x", 200), 40)
 	f.Fuzz(func(t *testing.T, identity, resource, note, failure string, width int) {
-		change := aChange(note, api.EffectRevoked, time.Minute, 2)
+		id := strings.Join(strings.Fields(note), "") // an ID is a word, which is not cut
+		change := aChange(id, api.EffectRevoked, time.Minute, 2)
 		token := judged(lacking(aToken(identity, resource, time.Hour), api.PermissionsStale, time.Minute), change)
 		token.LastError, token.SHA256 = failure, note
 		token.Claims = &api.TokenClaims{Groups: []string{note}}

@@ -111,11 +111,11 @@ func (s Screen) fit(columns []Column, rows []Row) []int {
 	return widths
 }
 
-// line writes one row; nothing pads it after its last cell that has text.
+// line writes one row; no spaces are at its end, be it that a cell ends in some.
 func (s Screen) line(b *strings.Builder, cells []Cell, widths []int) {
 	padding := ""
 	for i, c := range cells {
-		text := Cut(Clean(c.Text), widths[i])
+		text := strings.TrimRight(Cut(Clean(c.Text), widths[i]), " ")
 		if text != "" {
 			b.WriteString(padding + s.Paint(c.Style, text))
 			padding = ""

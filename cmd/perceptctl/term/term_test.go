@@ -64,6 +64,16 @@ func TestLongWordsStayWhole(t *testing.T) {
 	}
 }
 
+// No line of a table ends in spaces, though what its last cell says does.
+func TestNoSpacesAtTheEnd(t *testing.T) {
+	t.Parallel()
+	columns := []Column{{Title: "ID"}, {Title: "NOTE", Shrinks: true}}
+	rows := []Row{{Cells: []Cell{{Text: "a \n"}, {Text: "b \t"}}}, {Cells: []Cell{{Text: "c"}, {Text: "  "}}}}
+	if got, want := (Screen{Width: 80}).Table(columns, rows), "ID   NOTE\na    b\nc\n"; got != want {
+		t.Errorf("%q", got)
+	}
+}
+
 // overWide reports whether a line is over the width, but for one that is because of a word which is that long by
 // itself, behind what the longest lead takes.
 func overWide(line string, width int) bool {
@@ -87,6 +97,9 @@ func FuzzLayout(f *testing.F) {
 			line = strings.TrimSuffix(line, "\n")
 			if overWide(line, s.Width) {
 				t.Errorf("%d columns of %d: %q", utf8.RuneCountInString(line), s.Width, line)
+			}
+			if strings.TrimRight(line, " ") != line {
+				t.Errorf("spaces at the end of %q", line)
 			}
 			for _, r := range line {
 				if !unicode.IsPrint(r) && r != unicode.ReplacementChar {
