@@ -23,9 +23,8 @@ import (
 )
 
 // In days without the hub nothing piles up, and tokens are renewed and served all the while. When it is there again the
-// device is connected within two of the longest waits.
+// device is connected within two of the longest waits. No test runs beside it, since goroutines are counted.
 func TestDaysWithoutTheHub(t *testing.T) {
-	t.Parallel()
 	hub, err := hubtest.Start(hubtest.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +101,7 @@ func TestDaysWithoutTheHub(t *testing.T) {
 			s.Events == nil {
 			t.Errorf("%+v", s)
 		}
-		if now := runtime.NumGoroutine(); now > goroutines+20 { // other tests have some of them
+		if now := runtime.NumGoroutine(); now > goroutines+5 { // some may be dialling
 			t.Errorf("%d goroutines, and %d at first", now, goroutines)
 		}
 		complaints := 0
