@@ -162,7 +162,7 @@ func TestWrongBodies(t *testing.T) {
 	for _, test := range []struct{ name, text, want string }{
 		{"unknown field", post(refresh, `{"force":true}`), `unknown field "force"`},
 		{"unknown field of reload", post(api.PathReload, `{"now":true}`), `unknown field "now"`},
-		{"wrong type", post(refresh, `{"identity":7}`), `field "identity" is a number, it must be a string`},
+		{"wrong type", post(refresh, `{"identity":7}`), `field "identity" is a number, and must be a text`},
 		{"list", post(refresh, `[]`), "no JSON object"},
 		{"null", post(refresh, `null`), "no JSON object"},
 		{"text", post(refresh, `identity=x`), "no JSON object"},

@@ -100,7 +100,7 @@ func TestRejectedRefuses(t *testing.T) {
 		{"nothing", post(api.PathRejected, ""), 400, api.CodeBadRequest, "status is 0"},
 		{"a status that is no refusal", report(`,"status":500`), 400, api.CodeBadRequest, "status is 500"},
 		{"a status in words", report(`,"status":"403"`), 400, api.CodeBadRequest,
-			`field "status" is a string, it must be a int`},
+			`field "status" is a text, and must be a whole number`},
 		{"a digest that is none", report(`,"status":403,"token_sha256":"` + canary + `"`), 400, api.CodeBadRequest,
 			"64 hexadecimal"},
 		{"claims that are none", report(`,"status":401,"claims":"revoked"`), 400, api.CodeBadRequest,
