@@ -95,7 +95,7 @@ func runDay(t *testing.T, tokens int, change bool) (cost day) {
 			if _, err := a.SetTwinChanges(device, changes, 2); err != nil {
 				t.Fatal(err)
 			}
-			r.acknowledge(api.DesiredStatus{Version: 2, Applied: 2})
+			r.acknowledge(api.DesiredStatus{Version: 2, Applied: 2}, true)
 		}
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()

@@ -227,11 +227,10 @@ func (d *desired) idleRules(rules []api.DenyRequest) (idle []string) {
 	return idle
 }
 
-// keep waits until what is in force is on the disk. That it cannot be written is trouble of this device, which its
-// status tells, and none of the twin.
-func (d *desired) keep() {
-	_ = d.agent.KeepDenyRules()
-	_ = d.agent.KeepPolicyChanges()
+// keep waits until what is in force is on the disk, and reports whether it is. That it cannot be written is trouble of
+// this device, which its status tells, and none of the twin.
+func (d *desired) keep() bool {
+	return errors.Join(d.agent.KeepDenyRules(), d.agent.KeepPolicyChanges()) == nil
 }
 
 // logOutcome writes a line when a version is in force or refused that was not so before.

@@ -151,20 +151,28 @@ func (h *Hub) linkChanged() {
 	h.changed()
 }
 
-// acknowledge has what became of the last document be reported once it is on the disk, since what is acknowledged
-// outlives a power cut. What comes meanwhile is put in force all the same.
+// keepAgain is how long after what is in force could not be kept it is looked whether it is by now.
+const keepAgain = time.Minute
+
+// acknowledge has what became of the last document be reported once it is on the disk, or could not be written there,
+// which the acknowledgement says then. What comes meanwhile is put in force all the same.
 func (h *Hub) acknowledge() {
+	var again <-chan time.Time
 	for {
 		select {
 		case <-h.decided:
+		case <-again:
 		case <-h.closing:
 			return
 		}
 		identity := h.twinIdentity()
 		status := h.desired.describeOf(identity)
-		h.desired.keep()
+		isKept := h.desired.keep()
+		if again = nil; !isKept {
+			again = time.After(keepAgain)
+		}
 		if status.Version > 0 && h.twinIdentity() == identity {
-			h.reporter.acknowledge(status)
+			h.reporter.acknowledge(status, isKept)
 		}
 	}
 }

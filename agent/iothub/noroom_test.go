@@ -68,7 +68,7 @@ func TestTwinDeniesMoreThanFits(t *testing.T) {
 func TestNoRoomIsAcknowledged(t *testing.T) {
 	t.Parallel()
 	r := &reporter{wake: make(chan struct{}, 1), options: reporterOptions{Log: zap.NewNop()}}
-	r.acknowledge(api.DesiredStatus{Version: 7, Refused: "why", Denies: 128, NoRoom: 72})
+	r.acknowledge(api.DesiredStatus{Version: 7, Refused: "why", Denies: 128, NoRoom: 72}, true)
 	if ack := r.ack.bounded(); ack.NoRoom != 72 || ack.Denies != 128 || ack.Status != ackRefused {
 		t.Errorf("%+v", ack)
 	}

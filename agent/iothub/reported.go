@@ -114,12 +114,14 @@ type ruleReport struct {
 
 // desiredAck is what became of a version of the desired properties.
 type desiredAck struct {
-	Version int64    `json:"version"`
-	Status  string   `json:"status"`
-	Reason  string   `json:"reason,omitempty"` // with "refused"
-	Denies  int      `json:"denies,omitempty"` // with "refused": entries of its deny that are in force all the same
-	NoRoom  int      `json:"noRoom,omitempty"` // entries of deny that have no room, and deny nothing
-	Idle    []string `json:"idle,omitempty"`   // what of it concerns nothing that is configured here
+	Version int64  `json:"version"`
+	Status  string `json:"status"`
+	Reason  string `json:"reason,omitempty"` // with "refused"
+	Denies  int    `json:"denies,omitempty"` // with "refused": entries of its deny that are in force all the same
+	NoRoom  int    `json:"noRoom,omitempty"` // entries of deny that have no room, and deny nothing
+	// NotKept says that it is in force, and not on this device's disk: a stop or a reboot loses it until then.
+	NotKept bool     `json:"notKept,omitempty"`
+	Idle    []string `json:"idle,omitempty"` // what of it concerns nothing that is configured here
 }
 
 // What became of desired properties.
@@ -265,7 +267,7 @@ func (a *desiredAck) bounded() *desiredAck {
 		return nil
 	}
 	b := desiredAck{Version: a.Version, Status: a.Status, Reason: clean(a.Reason, maxReason), Denies: a.Denies,
-		NoRoom: a.NoRoom}
+		NoRoom: a.NoRoom, NotKept: a.NotKept}
 	for _, note := range a.Idle[:min(len(a.Idle), maxIdle)] {
 		b.Idle = append(b.Idle, clean(note, maxText))
 	}

@@ -84,10 +84,11 @@ func (r *reporter) close() {
 // notice says that the status may differ.
 func (r *reporter) notice() { poke(r.wake) }
 
-// acknowledge has reported what became of the desired properties, in one message with what else is new.
-func (r *reporter) acknowledge(of api.DesiredStatus) {
+// acknowledge has reported what became of the desired properties, and whether that is on the disk, in one message with
+// what else is new.
+func (r *reporter) acknowledge(of api.DesiredStatus, isKept bool) {
 	ack := desiredAck{Version: of.Version, Status: ackApplied, Reason: of.Refused, Denies: of.Denies, NoRoom: of.NoRoom,
-		Idle: of.Idle}
+		NotKept: !isKept, Idle: of.Idle}
 	if of.Refused != "" {
 		ack.Status = ackRefused
 	}

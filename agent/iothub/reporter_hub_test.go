@@ -105,12 +105,12 @@ func TestReportsToAHub(t *testing.T) {
 				fmt.Sprint(desired["version"]) == fmt.Sprint(version)
 		}
 	}
-	h.acknowledge(api.DesiredStatus{Version: 3, Applied: 3})
+	h.acknowledge(api.DesiredStatus{Version: 3, Applied: 3}, true)
 	if err := h.hub.WaitReported(h.ctx, "cam", has(3)); err != nil {
 		t.Fatalf("%v: the hub has %v", err, h.hub.Reported("cam"))
 	}
 	h.hub.Faults.FailTwin.Store(1)
-	h.acknowledge(api.DesiredStatus{Version: 4, Applied: 4})
+	h.acknowledge(api.DesiredStatus{Version: 4, Applied: 4}, true)
 	h.hub.Drop("cam")
 	if err := h.hub.WaitReported(h.ctx, "cam", has(4)); err != nil {
 		t.Fatalf("%v: the hub has %v", err, h.hub.Reported("cam"))

@@ -130,7 +130,7 @@ func TestReportsWhatChanges(t *testing.T) {
 			t.Fatalf("%q", sent)
 		}
 		h.change(func(s *api.Status) { s.Tokens[0].Permissions.State = api.PermissionsStale })
-		h.acknowledge(api.DesiredStatus{Version: 7, Applied: 7})
+		h.acknowledge(api.DesiredStatus{Version: 7, Applied: 7}, true)
 		h.change(func(s *api.Status) { s.Tokens[0].Permissions.Withheld = true })
 		sent = h.messages(time.Hour)
 		if len(sent) != 1 {
