@@ -184,6 +184,10 @@ func New(o Options) (*Agent, error) {
 		}
 	}
 	a.deny.note.Store(&note)
+	if o.Deny.LoadOther != nil {
+		rejoin := func() error { return a.joinOtherDenyRules(o.Deny.LoadOther) }
+		a.deny.saver.rejoin.Store(&rejoin)
+	}
 	close(ready)
 	return a, nil
 }

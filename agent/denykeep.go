@@ -29,6 +29,9 @@ type DenyStore struct {
 	// or an error whose method Spoilt returns true. Until then Save is not called, and without Copies it counts as lost.
 	Unread error
 	Load   func() (*deny.Record, error)
+	// LoadOther returns what Load would in a folder that took the place of the one that was read, and whether one did.
+	// Nil: none can.
+	LoadOther func() (record *deny.Record, isOther bool, err error)
 	// Save saves the whole record each time it differs. One goroutine at a time calls it, and it may block. Nil: the
 	// record is not saved.
 	Save func(deny.Record) error
@@ -228,6 +231,55 @@ func (a *Agent) takeDenyRules() bool {
 			zap.String("message_id", MessageDenyRulesRead))
 	}
 	return true
+}
+
+// joinOtherDenyRules puts in force also what is in a folder that took the place of the one that was read, as one that is
+// mounted late does. The error says why that cannot be read now. Who saves calls it, before anything is written there.
+func (a *Agent) joinOtherDenyRules(load func() (*deny.Record, bool, error)) error {
+	disk, isOther, why := load()
+	switch {
+	case !isOther:
+		return nil
+	case disk == nil && why == nil: // an empty one
+		return nil
+	case disk == nil && !isSpoilt(why):
+		return why
+	}
+	d, wall := &a.deny, api.Time(a.clock.Wall())
+	d.mu.Lock()
+	before := d.record
+	after := before
+	if disk != nil {
+		after = d.joined(disk, nil, wall)
+		why = nil
+		if disk.Lost != "" && d.twinHub == "" {
+			after.Lost, after.LostOn = cmp.Or(after.Lost, disk.Lost), wall
+		}
+	} else if d.twinHub != "" {
+		after.Missing = &deny.Missing{Why: lostDenyText(why), LostOn: wall, TwinOn: wall, Hub: d.twinHub}
+	} else if after.Lost == "" {
+		after.Lost, after.LostOn = lostDenyText(why), wall
+	}
+	isNew := !after.Equal(before)
+	if isNew {
+		a.enforceLocked(after)
+	} else if disk != nil { // what is there is in it
+		d.record = before.Anew(*disk, before)
+	}
+	d.mu.Unlock()
+	a.log.Warn("another folder took the place of the state folder, as one that is mounted late: its deny rules are in "+
+		"force beside those from before", zap.Bool("news", isNew), zap.String("message_id", MessageDenyRulesJoined))
+	if isNew {
+		a.cache.Wake()
+		d.handOverSoon(a.log)
+		a.changed()
+	}
+	a.logMissing(before, after)
+	if after.Lost != "" && before.Lost == "" {
+		a.log.Error("which tokens are denied is not known, and none is handed out", zap.String("why", after.Lost),
+			zap.String("message_id", MessageDenyRulesLost))
+	}
+	return nil
 }
 
 // logMissing says that a twin took the place of a lost record, if that is news.

@@ -29,6 +29,9 @@ type denyDisk struct {
 	unread error         // of reading
 	spoilt error         // what is there is no record
 	noted  tokencache.Origin
+
+	other      *deny.Record // in a folder that took the place of that of the disk; nil: none did
+	otherFault error        // of reading that
 }
 
 func (d *denyDisk) set(change func(*denyDisk)) {
@@ -62,12 +65,27 @@ func (d *denyDisk) save(record deny.Record) error {
 	return d.fault
 }
 
+func (d *denyDisk) loadOther() (record *deny.Record, isOther bool, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case errors.As(d.otherFault, new(spoiltError)):
+		err, d.otherFault = d.otherFault, nil
+		return nil, true, err
+	case d.otherFault != nil:
+		return nil, true, d.otherFault
+	}
+	record, d.other = d.other, nil
+	return record, record != nil, nil
+}
+
 func (d *denyDisk) store() agent.DenyStore {
 	record, err := d.load()
-	kept := agent.DenyStore{Record: record, Noted: d.noted, Load: d.load, Save: d.save, HandOver: func(r deny.Record) error {
+	kept := agent.DenyStore{Record: record, Noted: d.noted, Load: d.load, LoadOther: d.loadOther, Save: d.save}
+	kept.HandOver = func(r deny.Record) error {
 		d.set(func(d *denyDisk) { d.held = []deny.Record{r} })
 		return nil
-	}}
+	}
 	d.set(func(d *denyDisk) { kept.Copies = append(kept.Copies, d.held...) })
 	if errors.As(err, new(spoiltError)) {
 		kept.Lost = err
@@ -400,7 +418,8 @@ func TestUnreadDenyRules(t *testing.T) {
 					if code := askFor(a, module, vault); code != api.CodeDenyRulesLost {
 						t.Errorf("%q", code)
 					}
-					if _, err := a.Deny("uid 0", api.DenySide{Origin: api.DenyLocal}, denyModule("other")); codeOf(err) != api.CodeNotKept {
+					_, err := a.Deny("uid 0", api.DenySide{Origin: api.DenyLocal}, denyModule("other"))
+					if codeOf(err) != api.CodeNotKept {
 						t.Errorf("%v", err)
 					}
 					if forgotten {
@@ -586,4 +605,47 @@ func TestOlderDenyRecordPutBack(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What is in a folder that took the place of the one that was read is in force before it is overwritten; where it cannot
+// be read now nothing is, and where it is spoilt the record is lost.
+func TestDenyRulesMountedLate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		late, disk := new(denyDisk), new(denyDisk)
+		late.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			mustDeny(t, a, api.DenyLocal, denyModule("vision"))
+		})
+		disk.boot(t, false, func(a *agent.Agent, logs *observer.ObservedLogs) {
+			mustDeny(t, a, api.DenyLocal, denyModule("first"))
+			disk.set(func(d *denyDisk) { d.other, d.otherFault = late.record, errors.New("input/output error") })
+			_, err := a.Deny("uid 0", api.DenySide{Origin: api.DenyLocal}, denyModule("other"))
+			if codeOf(err) != api.CodeNotKept {
+				t.Errorf("where it cannot be read: %v", err)
+			}
+			disk.set(func(d *denyDisk) { d.otherFault = nil })
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			if code := askFor(a, module, vault); code != api.CodeDenied {
+				t.Errorf("what the other folder denies: %q", code)
+			}
+			if disk.record == nil || len(disk.record.Rules) != 3 {
+				t.Errorf("the disk has %+v", disk.record)
+			}
+			if n := logs.FilterField(zap.String("message_id", agent.MessageDenyRulesJoined)).Len(); n != 1 {
+				t.Errorf("it is said %d times", n)
+			}
+		})
+		disk.boot(t, true, func(a *agent.Agent, _ *observer.ObservedLogs) {
+			if code := askFor(a, module, vault); code != api.CodeDenied {
+				t.Errorf("after a reboot: %q", code)
+			}
+			disk.set(func(d *denyDisk) { d.otherFault = spoiltError{errors.New("it is not JSON")} })
+			_ = a.KeepDenyRules()
+			mustDeny(t, a, api.DenyLocal, denyModule("more"))
+			if s := a.DenyStatus(); !strings.Contains(s.Lost, "not JSON") {
+				t.Errorf("another folder's files are spoilt: %+v", s)
+			}
+		})
+	})
 }

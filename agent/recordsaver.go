@@ -24,6 +24,10 @@ type recordSaver[R any] struct {
 	// unread is why what is on the disk cannot be read now, and so not be overwritten; nil: it was read.
 	unread atomic.Pointer[error]
 
+	// rejoin puts in force also what is in a folder that took the place of the one that was read; nil: none can. It is
+	// called before anything is written there.
+	rejoin atomic.Pointer[func() error]
+
 	mu    sync.Mutex        // keeps what is on the disk from being overwritten while it is read; protects what follows
 	saved tokencache.Origin // what is on the disk; zero: it is of a lineage before, or nothing is
 }
@@ -71,9 +75,17 @@ func logStalled(log *zap.Logger, what string, changed func()) func(hangs bool) {
 func (c *recordSaver[R]) write(force bool) (written bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.unread.Load() != nil {
+		return false, nil
+	}
+	if rejoin := c.rejoin.Load(); rejoin != nil {
+		if err := (*rejoin)(); err != nil {
+			return false, err
+		}
+	}
 	now := c.now()
 	origin := c.origin(now)
-	if c.unread.Load() != nil || origin == (tokencache.Origin{}) ||
+	if origin == (tokencache.Origin{}) ||
 		!force && origin == c.saved && c.saver.failure() == nil {
 		return false, nil
 	}

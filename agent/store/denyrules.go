@@ -41,6 +41,7 @@ func OpenDenyRules(changes *PolicyChanges) *DenyRules {
 // Without a record, a *SpoiltError says that what is there is no record, or that it is gone. Any other error says that
 // it cannot be read now: Save refuses to overwrite it until Load has read it.
 func (r *DenyRules) Load() (*deny.Record, error) {
+	r.from = idOf(r.folder)
 	record, fault := r.load(denyName)
 	copied, copyFault := r.load(denyCopyName)
 	switch {
@@ -75,6 +76,22 @@ func (r *DenyRules) Load() (*deny.Record, error) {
 		return nil, &SpoiltError{Name: denyName, Why: errGone}
 	}
 	return nil, nil
+}
+
+// LoadOther returns, where another folder took the place of the one that Load read, what Load would there, and that one
+// did. A folder in which there is no record is no loss. Where the record cannot be read now, the next call tries it again.
+func (r *DenyRules) LoadOther() (record *deny.Record, isOther bool, err error) {
+	before := r.from
+	if !r.isElsewhere() {
+		return nil, false, nil
+	}
+	switch record, err = r.Load(); {
+	case record == nil && errors.Is(err, errGone):
+		err = nil
+	case r.unread != nil:
+		r.from = before
+	}
+	return record, true, err
 }
 
 // suspect returns record as one from which something may have been taken.

@@ -447,3 +447,57 @@ func TestPolicyChangesNoteTheDenyRecord(t *testing.T) {
 		t.Errorf("files that others could have changed say %+v", of)
 	}
 }
+
+// A folder that takes the place of the one that was read is read before anything is written there, and an empty one is
+// no loss.
+func TestDenyRulesOfAnotherFolder(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	exchange := func() {
+		t.Helper()
+		_ = os.RemoveAll(dir + ".old")
+		if err := errors.Join(os.Rename(dir, dir+".old"), os.Mkdir(dir, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := openDeny(t, Disk(dir))
+	if _, err := r.Load(); err != nil {
+		t.Fatal(err)
+	}
+	if _, isOther, err := r.LoadOther(); isOther || err != nil {
+		t.Errorf("the same folder: %v, %v", isOther, err)
+	}
+	if err := r.Save(denied(1, "a")); err != nil {
+		t.Fatal(err)
+	}
+	exchange()
+	if record, isOther, err := r.LoadOther(); record != nil || !isOther || err != nil {
+		t.Errorf("an empty folder: %+v, %v, %v", record, isOther, err)
+	}
+	exchange()
+	mustSaveDeny(t, Disk(dir), denied(1, "vision"))
+	if record, isOther, err := r.LoadOther(); record == nil || record.Rules[0].Module != "vision" || !isOther || err != nil {
+		t.Errorf("another record: %+v, %v, %v", record, isOther, err)
+	}
+	if _, isOther, _ := r.LoadOther(); isOther {
+		t.Error("it is another one still")
+	}
+	exchange()
+	for _, name := range []string{denyName, denyCopyName} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if record, isOther, err := r.LoadOther(); record != nil || !isOther || !isSpoilt(err) {
+		t.Errorf("spoilt files: %+v, %v, %v", record, isOther, err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, isOther, err := r.LoadOther(); isOther || err != nil {
+		t.Errorf("no folder: %v, %v", isOther, err)
+	}
+}

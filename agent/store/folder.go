@@ -109,6 +109,19 @@ type Disk string
 
 var _ Folder = Disk("")
 
+// folderID is which folder of the device one is; zero: that is not known, or it is none of the device.
+type folderID struct{ device, inode uint64 }
+
+// idOf returns which folder there is now.
+func idOf(folder Folder) folderID {
+	var st unix.Stat_t
+	d, isDisk := folder.(Disk)
+	if !isDisk || unix.Stat(string(d), &st) != nil {
+		return folderID{}
+	}
+	return folderID{st.Dev, st.Ino}
+}
+
 func (d Disk) path(name string) string { return filepath.Join(string(d), name) }
 
 // Read implements Folder. It neither follows a link nor waits for a pipe or a device in the file's place.

@@ -16,6 +16,13 @@ type twoFiles struct {
 	name, copy string
 	unread     error    // why what is there could not be read; nil: it could, or nobody has tried
 	spoilt     []string // the files that were found spoilt and left where they are
+	from       folderID // the folder that was read; zero: it is not known
+}
+
+// isElsewhere reports whether another folder took the place of the one that was read, as one that is mounted late does.
+func (f *twoFiles) isElsewhere() bool {
+	now := idOf(f.folder)
+	return now != folderID{} && now != f.from
 }
 
 // settle deals with what was wrong with the two files when they were read, and says more in each fault. A spoilt file

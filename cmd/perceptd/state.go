@@ -127,7 +127,7 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 // denyStore has deny rules kept on the disk and by systemd, which holds those in handedOver.
 func (s *state) denyStore(disk *store.DenyRules, handedOver map[string]*os.File, isHeld bool) agent.DenyStore {
 	record, err := disk.Load()
-	kept := agent.DenyStore{Record: record, Noted: s.record.DenyRecord(), Load: disk.Load}
+	kept := agent.DenyStore{Record: record, Noted: s.record.DenyRecord(), Load: disk.Load, LoadOther: disk.LoadOther}
 	kept.Copies = s.denied.Take(handedOver, s.logUnusable)
 	_, spoilt := errors.AsType[*store.SpoiltError](err)
 	_, loose := errors.AsType[*store.LooseError](err)

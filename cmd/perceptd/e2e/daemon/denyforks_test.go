@@ -100,3 +100,29 @@ func TestOlderDenyRulesPutBack(t *testing.T) {
 	}
 	d.Stop(t)
 }
+
+// The state folder's partition is mounted over the folder that the daemon began with. A rule that is set then does not
+// overwrite what is on record there: both are in force, at once and after a restart.
+func TestDenyRulesOfAFolderMountedLate(t *testing.T) {
+	t.Parallel()
+	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"))
+	d.AwaitReady(t)
+	denyVision(t, d)
+	d.Stop(t)
+	must(t, os.Rename(d.StateDir(), d.StateDir()+".real"))
+	d = d.Restart(t)
+	d.AwaitHealth(t)
+	denies(t, "nothing beneath", d, "", "")
+	must(t, os.Rename(d.StateDir(), d.StateDir()+".beneath"))
+	must(t, os.Rename(d.StateDir()+".real", d.StateDir()))
+	denyName(t, d, "other")
+	denies(t, "mounted late", d, api.CodeDenied, "")
+	d.Stop(t)
+	d = d.Restart(t)
+	d.AwaitHealth(t)
+	denies(t, "after a restart", d, api.CodeDenied, "")
+	if rules := d.Status(t).Deny.Rules; len(rules) != 2 {
+		t.Errorf("%+v", rules)
+	}
+	d.Stop(t)
+}
