@@ -425,8 +425,22 @@ func (s screen) stillDenied(rules []api.DenyRule) string {
 	if len(rules) == 0 {
 		return ""
 	}
-	return s.Paragraph("", plural(len(rules), "deny rule is", "deny rules are")+" still in force: perceptctl deny",
-		term.Warning)
+	return s.Paragraph("", plural(len(rules), "deny rule is", "deny rules are")+" still in force"+idleAmong(rules)+
+		": perceptctl deny", term.Warning)
+}
+
+// idleAmong says how many of deny rules are idle, or "".
+func idleAmong(rules []api.DenyRule) string {
+	idle := 0
+	for _, rule := range rules {
+		if rule.Idle != "" {
+			idle++
+		}
+	}
+	if idle == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d of them idle", idle)
 }
 
 // These say that there is nothing to do for a verb of setHub, or "".
@@ -520,8 +534,8 @@ func (s screen) hubHeeded(d api.DenyRules) string {
 	if len(rules) == 0 {
 		return text
 	}
-	return text + s.Paragraph("", plural(len(rules), "deny rule is", "deny rules are")+" in force: perceptctl deny",
-		term.Warning)
+	return text + s.Paragraph("", plural(len(rules), "deny rule is", "deny rules are")+" in force"+idleAmong(rules)+
+		": perceptctl deny", term.Warning)
 }
 
 func (a *app) forgetLostCommand() *cobra.Command {
@@ -546,8 +560,9 @@ may be gone: perceptctl status says so until this is run. It is for root.`,
 }
 
 func (s screen) lostForgotten(d api.DenyRules) string {
-	text := s.Paragraph("forgotten: ", "the lost record of deny rules; tokens are served by the grants and the deny "+
-		"rules that there are now", term.Plain)
+	text := s.Paragraph("ended: ", "what the loss of the record of deny rules caused; tokens are served by the grants and "+
+		"the deny rules that there are now. A record that only cannot be read now is in force again once it can be",
+		term.Plain)
 	if len(d.Rules) > 0 {
 		text += "\n"
 	}

@@ -127,7 +127,7 @@ func explained(err error, login *Login) error {
 	if !isConnectRefused(err) {
 		return err
 	}
-	what := "the key in the credentials is not the hub's any more, the device is disabled or not registered there"
+	what := "the key in the credentials is not the one that the hub has, the device is disabled or not registered there"
 	if !login.signs() {
 		what = "the certificate is not the one that the hub knows, the device is disabled or not registered there"
 	}

@@ -174,7 +174,7 @@ func TestLostDenyRulesByHand(t *testing.T) {
 	if err != nil {
 		t.Errorf("%s %v", out, err)
 	}
-	if out, err = d.Tool(t, "deny", "forget-lost"); err != nil || !strings.HasPrefix(out, "forgotten: ") {
+	if out, err = d.Tool(t, "deny", "forget-lost"); err != nil || !strings.HasPrefix(out, "ended: ") {
 		t.Errorf("%s %v", out, err)
 	}
 	served := func(when string) {
