@@ -243,3 +243,15 @@ func (a *Agent) GrantsFor(caller grants.Caller) []grants.Ref {
 
 // Grants returns every grant in force.
 func (a *Agent) Grants() []grants.Ref { return a.rules.Load().Refs() }
+
+// DeniedOfGrant returns the IDs of the deny rules that take the token for a resource away from callers that a grant is
+// for, and whether it is taken from each of them, be it since the record of deny rules is lost.
+func (a *Agent) DeniedOfGrant(g grants.Ref, resource string) (ids []string, all bool) {
+	rules := a.rulesNow()
+	i := slices.IndexFunc(rules.Rules.Identities, func(i grants.Identity) bool { return i.Name == g.Identity })
+	if i < 0 {
+		return nil, false // the rules have changed since
+	}
+	ids, all = rules.denied.OfGrant(g.Caller, &rules.Rules.Identities[i], resource)
+	return ids, all || rules.denied.Lost() != ""
+}

@@ -61,14 +61,21 @@ type Grant struct {
 	Resources []string `json:"resources"`
 	Prefetch  bool     `json:"prefetch,omitempty"`
 
-	// Denied are those of Resources that the caller is denied by deny rules, or since their record is lost; only in
-	// WhoAmI.
+	// Denied are those of Resources that the caller, or each that the grant is for, is denied by deny rules, or since
+	// their record is lost.
 	Denied []string `json:"denied,omitempty"`
+	// MayBeDenied are those of Resources that some callers that the grant is for may be denied: those of the user,
+	// module or unit that a rule names; only in Grants.
+	MayBeDenied []string `json:"may_be_denied,omitempty"`
+	// DeniedBy are the IDs of the rules that deny these; only in Grants.
+	DeniedBy []string `json:"denied_by,omitempty"`
 }
 
 // Grants is the answer of GET /v1/grants, in the order of the configuration.
 type Grants struct {
-	Grants []Grant `json:"grants"`
+	Grants []Grant     `json:"grants"`
+	Now    time.Time   `json:"now"`            // by the clock that the rules' times are of
+	Deny   *DenyStatus `json:"deny,omitempty"` // absent: there are no deny rules, and that is known
 }
 
 // Decision is the answer of GET /v1/grants/check: what the grants say to a request, and why.

@@ -168,6 +168,27 @@ func (l *List) DeniesAll(identity *grants.Identity, resource string) *Rule {
 	return nil
 }
 
+// OfGrant returns the IDs of the rules that take a token of identity for resource away from callers that a grant is for,
+// in the order of the rules. All reports whether one of them takes it from each of these callers; else it depends on what
+// the grant does not say: which user runs the unit, or which module runs the image.
+func (l *List) OfGrant(of grants.Match, identity *grants.Identity, resource string) (ids []string, all bool) {
+	if l == nil {
+		return nil, false
+	}
+	caller := of.Caller()
+	unknown := caller
+	unknown.Via = "a secret" // where what is not known may be what the rule names
+	for i := range l.standing {
+		s := &l.standing[i]
+		isFor := s.matchesCaller(&caller)
+		mayBeFor := s.matchesCaller(&unknown) && (of.Module == "" || s.rule.Unit == "") // on its socket it is no unit
+		if s.matchesToken(identity, resource) && (isFor || mayBeFor) {
+			ids, all = append(ids, s.rule.ID), all || isFor
+		}
+	}
+	return ids, all
+}
+
 // Idle returns why the rule of that ID matches nothing now; empty: it may match.
 func (l *List) Idle(id string) string { return l.find(id).idle }
 

@@ -158,6 +158,65 @@ func TestSettingTheHubAsideIsForRoot(t *testing.T) {
 	}
 }
 
+// TestGrantsThatAreDenied shows that the list of grants says what rules take away from whom.
+func TestGrantsThatAreDenied(t *testing.T) {
+	t.Parallel()
+	uid, gid := uint32(1000), uint32(44)
+	r := rules()
+	of := func(m grants.Match) {
+		r.Grants = append(r.Grants, grants.Grant{Caller: m, Identity: "camera", Resources: []string{vault}})
+	}
+	r.Grants = nil
+	of(grants.Match{Module: "vision"})
+	of(grants.Match{Unit: "cam.service"})
+	of(grants.Match{Image: "cam@sha256:" + strings.Repeat("0a", 32)})
+	of(grants.Match{UID: &uid})
+	of(grants.Match{GID: &gid})
+	d := newDaemonWith(t, fetchDay, r)
+	admin := d.admin()
+	if got := send(t, admin, get(api.PathGrants)).body; strings.Contains(got, "denied") || strings.Contains(got, `"deny"`) {
+		t.Errorf("without rules: %s", got)
+	}
+	// What a rule is for: yes, no, or perhaps, for the module, the unit, the image, the user and the group.
+	for target, want := range map[string]string{
+		`"all":true`:                           "yyyyy",
+		`"resource":"` + vault + `"`:           "yyyyy",
+		`"resource":"https://other.azure.net"`: "nnnnn",
+		`"identity":"camera"`:                  "yyyyy",
+		`"identity":"speech"`:                  "nnnnn",
+		`"module":"vision"`:                    "ynpnn",
+		`"module":"other"`:                     "nnpnn",
+		`"unit":"cam"`:                         "nynpp",
+		`"unit":"other.service"`:               "nnnpp",
+		`"user":"1000"`:                        "pppyp",
+		`"user":"1001"`:                        "pppnp",
+	} {
+		rule := decoded[api.DenyAnswer](t, send(t, admin, post(api.PathDeny, "{"+target+"}")).body)
+		answer := decoded[api.Grants](t, send(t, admin, get(api.PathGrants)).body)
+		got := ""
+		for _, g := range answer.Grants {
+			how := "n"
+			switch {
+			case reflect.DeepEqual(g.Denied, []string{vault}) && g.MayBeDenied == nil:
+				how = "y"
+			case reflect.DeepEqual(g.MayBeDenied, []string{vault}) && g.Denied == nil:
+				how = "p"
+			}
+			got += how
+			if by := reflect.DeepEqual(g.DeniedBy, []string{rule.ID}); by != (how != "n") {
+				t.Errorf("%s: grant %d is denied by %q", target, g.Number, g.DeniedBy)
+			}
+		}
+		if got != want || answer.Deny == nil || len(answer.Deny.Rules) != 1 || answer.Deny.Rules[0].ID != rule.ID ||
+			!answer.Now.Equal(noon) {
+			t.Errorf("%s: %s, not %s; %+v", target, got, want, answer)
+		}
+		if got := send(t, admin, lift("?id="+rule.ID)); got.status != 200 {
+			t.Fatalf("%+v", got)
+		}
+	}
+}
+
 // TestResourcesWithoutAScheme shows that what people ask on the admin socket takes a resource without its scheme, as the
 // twin and the methods of IoT Hub do.
 func TestResourcesWithoutAScheme(t *testing.T) {

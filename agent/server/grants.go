@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -89,9 +90,25 @@ func (s *Server) grants(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
 	}
-	answer := api.Grants{Grants: []api.Grant{}}
+	answer := api.Grants{Grants: []api.Grant{}, Now: api.Time(s.now())}
+	if status := s.Agent.DenyStatus(); len(status.Rules) > 0 || status.IsLost() || status.AreMissing() {
+		answer.Deny = &status
+	}
 	for _, g := range s.Agent.Grants() {
-		answer.Grants = append(answer.Grants, grantOf(&g))
+		grant := grantOf(&g)
+		for _, resource := range grant.Resources {
+			ids, all := s.Agent.DeniedOfGrant(g, resource)
+			switch {
+			case all:
+				grant.Denied = append(grant.Denied, resource)
+			case len(ids) > 0:
+				grant.MayBeDenied = append(grant.MayBeDenied, resource)
+			}
+			grant.DeniedBy = append(grant.DeniedBy, ids...)
+		}
+		slices.Sort(grant.DeniedBy)
+		grant.DeniedBy = slices.Compact(grant.DeniedBy)
+		answer.Grants = append(answer.Grants, grant)
 	}
 	req.body = encode(answer)
 	return nil

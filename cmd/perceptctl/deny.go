@@ -304,11 +304,15 @@ func (s screen) examineAllDenied(now time.Time, d *api.DenyStatus) []finding {
 		return nil
 	}
 	rule := d.InForce()[0]
-	next := "when that is over: perceptctl deny lift " + rule.ID
+	return []finding{{fail, "denied", "nobody gets a token: " + s.times().DenyText(now, rule), lifting(rule)}}
+}
+
+// lifting says who lifts a deny rule, and how.
+func lifting(rule api.DenyRule) string {
 	if explain.IsOfHub(rule) {
-		next = "when that is over it is lifted in IoT Hub; where that cannot be: sudo perceptctl deny lift --from-hub"
+		return "when that is over it is lifted in IoT Hub; where that cannot be: sudo perceptctl deny lift --from-hub"
 	}
-	return []finding{{fail, "denied", "nobody gets a token: " + s.times().DenyText(now, rule), next}}
+	return "when that is over: perceptctl deny lift " + rule.ID
 }
 
 // isStillDenied reports whether a deny rule that a denial names is still in force. One that names none is taken to be.

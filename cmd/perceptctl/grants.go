@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,7 +22,9 @@ func (a *app) grantsCommand() *cobra.Command {
 		Use:   "grants",
 		Short: "list the grants in force, or check what a caller may have",
 		Long: `List the grants in force: who may have tokens of which identity for which
-resources. What no grant allows is denied.`,
+resources. What no grant allows is denied, and what deny rules take away is marked,
+with the rules behind: "may be denied" where a rule names a user, a module or a unit
+that the callers of the grant may be.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.grants(ctx, asJSON) }),
 	}
@@ -42,26 +45,62 @@ func (a *app) grants(ctx context.Context, asJSON bool) error {
 	case len(answer.Grants) == 0:
 		return a.print("no grants: every caller is denied\n")
 	}
-	return a.print(a.screen(a.stdout).grants(answer.Grants))
+	return a.print(a.screen(a.stdout).grants(answer))
 }
 
-func (s screen) grants(grants []api.Grant) string {
+// grants lists the grants. What deny rules take away is marked, and the rules stand behind.
+func (s screen) grants(answer api.Grants) string {
 	columns := []term.Column{{Title: ""}, {Title: "CALLER", Shrinks: true}, {Title: "IDENTITY", Shrinks: true},
 		{Title: "RESOURCE", Shrinks: true}, {Title: ""}}
 	var rows []term.Row
-	for _, g := range grants {
+	for _, g := range answer.Grants {
 		number, caller, identity := strconv.Itoa(g.Number), g.Caller, g.Identity
 		for _, resource := range g.Resources {
-			how := ""
-			if g.Prefetch {
+			how, style := "", term.Faint
+			switch {
+			case slices.Contains(g.Denied, resource):
+				how, style = "denied", term.Bad
+			case slices.Contains(g.MayBeDenied, resource):
+				how, style = "may be denied", term.Warning
+			case g.Prefetch:
 				how = "prefetched"
 			}
 			rows = append(rows, term.Row{Cells: []term.Cell{{Text: number, Style: term.Faint}, {Text: caller},
-				{Text: identity}, {Text: resource}, {Text: how, Style: term.Faint}}})
+				{Text: identity}, {Text: resource}, {Text: how, Style: style}}})
 			number, caller, identity = "", "", "" // once is enough
 		}
 	}
-	return s.Table(columns, rows)
+	text := s.Table(columns, rows)
+	if denied := s.grantsDenied(answer); denied != "" {
+		text += "\n" + denied
+	}
+	return text
+}
+
+// grantsDenied says which deny rules take tokens from which grants, and who lifts them; or "".
+func (s screen) grantsDenied(answer api.Grants) string {
+	if answer.Deny == nil {
+		return ""
+	}
+	text := s.denyRecord(answer.Now, *answer.Deny)
+	for _, rule := range answer.Deny.InForce() {
+		var numbers []string
+		for _, g := range answer.Grants {
+			if slices.Contains(g.DeniedBy, rule.ID) {
+				numbers = append(numbers, strconv.Itoa(g.Number))
+			}
+		}
+		if len(numbers) == 0 {
+			continue
+		}
+		what := "grant " + numbers[0]
+		if len(numbers) > 1 {
+			what = "grants " + strings.Join(numbers, ", ")
+		}
+		text += s.Paragraph("denied: ", what+", by the rule for "+s.times().DenyText(answer.Now, rule), term.Bad) +
+			s.Paragraph("        ", lifting(rule), term.Plain)
+	}
+	return text
 }
 
 // callerQuery is a caller, and what it would ask for.
