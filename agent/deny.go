@@ -26,17 +26,20 @@ func (a *Agent) changeDenyRules(done string, change func(deny.Record) (deny.Reco
 		return err
 	}
 	a.deny.handOverNow(a.log)
-	return a.keepDenyRules(done)
+	return a.notKept(done, a.deny.saver.save())
 }
 
 // KeepDenyRules waits until the rules in force are on the disk. The error is an *Error with CodeNotKept.
-func (a *Agent) KeepDenyRules() error { return a.keepDenyRules("what is denied is denied") }
+func (a *Agent) KeepDenyRules() error {
+	return a.notKept("what is denied is denied", a.deny.saver.keep())
+}
 
-func (a *Agent) keepDenyRules(done string) error {
-	if err := a.deny.saver.save(); err != nil {
-		return &Error{Code: api.CodeNotKept, Detail: done + ", and not on the disk: " + a.deny.unkept(err)}
+// notKept is the error for what is in force, and could not be saved; nil: it could.
+func (a *Agent) notKept(done string, why error) error {
+	if why == nil {
+		return nil
 	}
-	return nil
+	return &Error{Code: api.CodeNotKept, Detail: done + ", and not on the disk: " + a.deny.unkept(why)}
 }
 
 // enforceDenyRules puts what change makes of the record in force, if that differs. It waits for nothing.

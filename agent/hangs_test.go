@@ -89,3 +89,58 @@ func TestSavesThatHang(t *testing.T) {
 		})
 	}
 }
+
+// Who denies, lifts, or notes a change while the disk hangs has it in force at once, and an answer in time, which says
+// that it is not known to be kept; once the disk is known to hang, at once.
+func TestDenyingWhileTheDiskHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		var kept atomic.Int64
+		a, err := agent.New(agent.Options{
+			Fetch: (&tokencachetest.Source{Life: 24 * time.Hour}).Fetch,
+			Rules: agent.Rules{Rules: grants.Rules{Identities: []grants.Identity{{Name: "edge", Default: true}}}},
+			Deny: agent.DenyStore{Save: func(r deny.Record) error {
+				<-release
+				kept.Store(int64(len(r.Rules)))
+				return nil
+			}},
+			SaveRecord: func(tokencache.Record) error { <-release; return nil },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(a.Close)
+		var rule api.DenyRule
+		for i, do := range []func() error{
+			func() (err error) { rule, err = a.Deny("uid 0", thisMethod, denyModule("vision")); return err },
+			func() error { _, err := a.Deny("uid 0", thisMethod, denyModule("log")); return err },
+			func() error { _, err := a.LiftDeny("uid 0", thisMethod, rule.ID); return err },
+			func() error { return a.SetHubAside("uid 0") },
+			func() error { return a.HeedHub("uid 0") },
+			func() error { return a.ForgetLostDenyRules("uid 0") },
+			func() error {
+				_, err := a.RecordChange("uid 0", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed})
+				return err
+			},
+			func() error { _, err := a.WithdrawChange("uid 0", a.Changes()[0].ID); return err },
+		} {
+			began := time.Now()
+			err := do()
+			if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(), "saving has not ended after 5s, and goes on") {
+				t.Errorf("%d: %v", i, err)
+			}
+			if took := time.Since(began); took > 5*time.Second || i > 0 && i != 6 && took > 0 {
+				t.Errorf("%d took %v", i, took)
+			}
+		}
+		if rules := a.DenyStatus().Rules; len(rules) != 1 || rules[0].Module != "log" || len(a.Changes()) != 0 {
+			t.Errorf("in force: %+v, %+v", rules, a.Changes())
+		}
+		close(release)
+		synctest.Wait()
+		if err := a.KeepDenyRules(); err != nil || kept.Load() != 1 {
+			t.Errorf("%v, %d rules are kept", err, kept.Load())
+		}
+	})
+}

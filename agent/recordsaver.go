@@ -97,21 +97,26 @@ func (c *recordSaver[R]) write(force bool) (written bool, err error) {
 }
 
 // save saves the record unless it is saved already, and returns why that did not work; it is then tried again every
-// minute. It waits for the disk, and what many have noted meanwhile is written once.
-func (c *recordSaver[R]) save() error {
+// minute. It waits for the disk, saveWait at most, and what many have noted meanwhile is written once.
+func (c *recordSaver[R]) save() error { return c.by((*saver).waitAWhile) }
+
+// keep is save, which waits for the disk however long that takes.
+func (c *recordSaver[R]) keep() error { return c.by((*saver).wait) }
+
+func (c *recordSaver[R]) by(wait func(*saver) error) error {
 	if c.saver == nil {
 		return nil
 	}
 	if err := c.unreadable(); err != nil {
 		return err
 	}
-	return c.saver.wait()
+	return wait(c.saver)
 }
 
 // begin has the record saved at once, unless it is saved already, and does not wait for it.
 func (c *recordSaver[R]) begin() {
 	if c.saver != nil {
-		c.saver.begin()
+		_ = c.saver.begin()
 	}
 }
 

@@ -23,6 +23,9 @@ const (
 	// was requested meanwhile. A caller that requests one save after the other, and waits for each, would gain nothing
 	// by it.
 	saveBatchInterval = 100 * time.Millisecond
+	// saveWait is how long who wants something on the disk waits for it: less than a request on the admin socket may take,
+	// and a place there is taken meanwhile.
+	saveWait = 5 * time.Second
 	// hangsAfter is how long a save takes at most before it is said to hang.
 	hangsAfter = 30 * time.Second
 	// saveEvery is how often something is saved though nothing has changed.
@@ -262,12 +265,45 @@ func (s *saver) hurry() {
 	s.wakeUp()
 }
 
+// errSaving is why a caller does not know whether something is on the disk: it is still being written.
+var errSaving = fmt.Errorf("saving has not ended after %v, and goes on", saveWait)
+
 // wait saves what there is and returns why that did not work. What several callers wait for is one save.
 func (s *saver) wait() error {
+	waiters := s.begin()
+	if waiters == nil {
+		return s.once(false)
+	}
+	<-waiters.done
+	return waiters.err
+}
+
+// waitAWhile is wait for a caller that is answered in time whatever the disk does. The error may be errSaving.
+func (s *saver) waitAWhile() error {
+	waiters := s.begin()
+	if waiters == nil {
+		return s.once(false)
+	}
+	if began := s.began.Load(); began != nil && s.clock.Boot()-began.boot >= saveWait {
+		return errSaving
+	}
+	fired, stop := s.clock.Timer(saveWait)
+	defer stop()
+	select {
+	case <-waiters.done:
+		return waiters.err
+	case <-fired:
+		return errSaving
+	}
+}
+
+// begin has what there is saved as wait does, and does not wait for it. It returns those who do, together; nil: the saver
+// is stopped.
+func (s *saver) begin() *saveBatch {
 	s.mu.Lock()
 	if s.stopped {
 		s.mu.Unlock()
-		return s.once(false)
+		return nil
 	}
 	if s.waiters == nil {
 		s.waiters = &saveBatch{done: make(chan struct{})}
@@ -276,19 +312,7 @@ func (s *saver) wait() error {
 	waiters.callers++
 	s.mu.Unlock()
 	s.wakeUp()
-	<-waiters.done
-	return waiters.err
-}
-
-// begin has what there is saved as wait does, together with what others wait for, and does not wait for it.
-func (s *saver) begin() {
-	s.mu.Lock()
-	if s.waiters == nil {
-		s.waiters = &saveBatch{done: make(chan struct{})}
-	}
-	s.waiters.callers++
-	s.mu.Unlock()
-	s.wakeUp()
+	return waiters
 }
 
 // stop ends what is saved in the background. Callers that wait get their save.

@@ -94,7 +94,7 @@ func (a *Agent) SetTwinChanges(
 
 // KeepPolicyChanges waits until the policy changes on record are on the disk. The error is an *Error with CodeNotKept.
 func (a *Agent) KeepPolicyChanges() error {
-	if err := a.changeSaver.save(); err != nil {
+	if err := a.changeSaver.keep(); err != nil {
 		return a.unkept("what is on record of policy changes is in force", err)
 	}
 	return nil

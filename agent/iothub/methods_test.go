@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,6 +19,7 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/deny"
 	"perceptd/agent/grants"
 	"perceptd/agent/iothub/link"
 	"perceptd/tokencache"
@@ -611,4 +613,41 @@ func methodCodes() map[int][]api.Code {
 		codes[api.StatusOf[code]] = append(codes[api.StatusOf[code]], code)
 	}
 	return codes
+}
+
+// percept.deny acts while the disk hangs, however many calls of it there were, and is answered in time.
+func TestDenyByMethodWhileTheDiskHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		source := &tokencachetest.Source{Life: 24 * time.Hour}
+		a, err := agent.New(agent.Options{Fetch: source.Fetch, Rules: edge(),
+			Deny: agent.DenyStore{Save: func(deny.Record) error { <-release; return nil }}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := newMethods(a, a.Status, zap.NewNop())
+		var calls sync.WaitGroup
+		for i := range 16 {
+			calls.Go(func() {
+				payload := json.RawMessage(fmt.Sprintf(`{"module":"m%d"}`, i))
+				if status, answer := m.serve(t.Context(), theDevice, api.MethodDeny, payload); status != 507 {
+					t.Errorf("%d, %+v", status, answer)
+				}
+			})
+		}
+		began := time.Now()
+		calls.Wait()
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("sixteen calls take %v", took)
+		}
+		began = time.Now()
+		m.serve(t.Context(), theDevice, api.MethodDeny, json.RawMessage(`{"module":"vision"}`))
+		status, _ := m.serve(t.Context(), theDevice, api.MethodDeny, nil)
+		if rules := a.DenyStatus().Rules; status != 200 || len(rules) != 17 || time.Since(began) > 0 {
+			t.Errorf("after %v the list is answered with %d, and %d rules are in force", time.Since(began), status, len(rules))
+		}
+		close(release)
+		a.Close()
+	})
 }
