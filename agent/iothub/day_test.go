@@ -117,7 +117,9 @@ func TestOrdinaryDay(t *testing.T) {
 	}{
 		{"4 tokens, nothing happens", 4, false},
 		{"4 tokens, one policy change", 4, true},
+		{"20 tokens, nothing happens", 20, false},
 		{"20 tokens, one policy change", 20, true},
+		{"40 tokens, one policy change", 40, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()

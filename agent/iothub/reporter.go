@@ -27,6 +27,8 @@ const (
 	reportPause = time.Second
 	// maxReportPause bounds the random part of the wait after a report that failed.
 	maxReportPause = 15 * time.Minute
+	// gathersFor is how long news that can wait is gathered, in times that reports are apart at least: an hour.
+	gathersFor = 120
 	// shortReports is for how long reports stay short after the hub refused a longer one.
 	shortReports = 24 * time.Hour
 )
@@ -142,6 +144,7 @@ type reporting struct {
 	failures int       // in a row
 	soonest  time.Time // of the next report
 	due      time.Time // of the report that is to be sent; zero: none is
+	gathers  bool      // all that it would say can wait
 }
 
 // run sends a report whenever there is something to say.
@@ -167,19 +170,47 @@ func (r *reporter) run(ctx context.Context) {
 // step sends a report if it is due, and returns how long it is until the next step.
 func (r *reporter) step(ctx context.Context, state *reporting) time.Duration {
 	patch, now := r.compare(state), time.Now()
-	switch {
-	case patch == nil:
+	if patch == nil {
 		state.due = time.Time{}
 		return reportLook
-	case state.due.IsZero():
+	}
+	waits := canWait(state.has, patch)
+	if state.due.IsZero() || state.gathers && !waits {
+		state.gathers = waits
 		state.due = later(state.soonest, now.Add(time.Duration(r.options.Roll()*float64(r.options.Spread))))
+		if waits {
+			state.due = state.due.Add(gathersFor * r.options.Every)
+		}
 	}
 	if wait := state.due.Sub(now); wait > 0 {
-		return wait
+		return min(wait, reportLook)
 	}
 	r.send(ctx, state, patch)
 	state.due = time.Time{}
 	return 0
+}
+
+// canWait reports whether all that a patch says is that tokens were renewed, or that fewer of them lack a policy change,
+// and still some do. Each token is renewed at a time of its own, so that each would be a message.
+func canWait(has, patch map[string]any) bool {
+	before, _ := has["percept"].(map[string]any)
+	now, _ := patch["percept"].(map[string]any)
+	for name := range now {
+		if name != "tokens" && name != "summary" {
+			return false
+		}
+	}
+	counted, _ := before["summary"].(map[string]any)
+	counts, _ := now["summary"].(map[string]any)
+	for name, count := range counts {
+		was, _ := counted[name].(float64)
+		is, _ := count.(float64)
+		isLacking := name == "stale" || name == "uncertain" || name == "withheld"
+		if !isLacking || is == 0 || is > was {
+			return false
+		}
+	}
+	return before != nil && now != nil
 }
 
 func later(x, y time.Time) time.Time {

@@ -157,6 +157,62 @@ func TestReportsWhatChanges(t *testing.T) {
 	})
 }
 
+// That tokens are renewed, and that fewer lack a change, is gathered for an hour. What matters goes out at once, with it.
+func TestReportsGatherRenewals(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newReported(t, func(o *reporterOptions) { o.Roll = func() float64 { return 0 } })
+		const tokens = 40
+		h.change(func(s *api.Status) {
+			s.Tokens = nil
+			for i := range tokens {
+				one := token("device", fmt.Sprintf("https://resource-%d.example", i))
+				one.Permissions.State = api.PermissionsStale
+				s.Tokens = append(s.Tokens, one)
+			}
+		})
+		h.connect()
+		if sent := h.messages(time.Hour); len(sent) != 1 || !strings.Contains(sent[0], `"stale":40`) {
+			t.Fatalf("%q", sent)
+		}
+		current := func(i int) {
+			h.change(func(s *api.Status) {
+				s.Tokens[i].Permissions.State = api.PermissionsCurrent
+				s.Tokens[i].ExpiresOn = s.Tokens[i].ExpiresOn.Add(24 * time.Hour)
+			})
+		}
+		for i := range 30 {
+			current(i)
+			if sent := h.messages(time.Minute); len(sent) != 0 {
+				t.Errorf("token %d of one change is a message of its own: %q", i, sent)
+			}
+		}
+		if sent := h.messages(time.Hour); len(sent) != 1 || !strings.Contains(sent[0], `"stale":10`) {
+			t.Errorf("what was gathered: %q", sent)
+		}
+		current(30)
+		h.change(func(s *api.Status) { s.Trouble = []string{"the disk is full"} })
+		if sent := h.messages(time.Minute); len(sent) != 1 || !strings.Contains(sent[0], `"stale":9`) ||
+			!strings.Contains(sent[0], `"trouble":1`) {
+			t.Errorf("trouble, with what was gathered: %q", sent)
+		}
+		for i := 31; i < tokens; i++ {
+			current(i)
+		}
+		if sent := h.messages(time.Minute); len(sent) != 1 || !strings.Contains(sent[0], `"stale":0`) {
+			t.Errorf("the last that lacked the change: %q", sent)
+		}
+		current(0) // renewed once more
+		if sent := h.messages(59 * time.Minute); len(sent) != 0 {
+			t.Errorf("a renewal: %q", sent)
+		}
+		h.change(func(s *api.Status) { s.Tokens[0].Permissions.State = api.PermissionsStale })
+		if sent := h.messages(10 * time.Second); len(sent) != 1 || !strings.Contains(sent[0], `"stale":1`) {
+			t.Errorf("a new change: %q", sent)
+		}
+	})
+}
+
 // Reports are far apart, and those of a fleet are spread.
 func TestReportsAreApart(t *testing.T) {
 	t.Parallel()
