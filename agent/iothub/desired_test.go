@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"perceptd/agent/api"
 	"perceptd/agent/deny"
 	"perceptd/agent/grants"
+	"perceptd/tokencache"
 	"perceptd/tokencache/tokencachetest"
 )
 
@@ -660,6 +662,96 @@ func TestFullTwinTakesThePlaceOfFullOnes(t *testing.T) {
 			t.Errorf("%d rules", n)
 		}
 	})
+}
+
+// A full read that was asked for before the last one changes nothing, whatever its version: it neither denies nor lifts.
+func TestOlderReadsAreDropped(t *testing.T) {
+	for name, older := range map[string]document{
+		"lifts":                          {twinnedHub, 3, desiredOf(""), 4},
+		"denies":                         {twinnedHub, 3, desiredOf(`{"deny":[{"module":"log"}]}`), 4},
+		"is refused":                     {twinnedHub, 3, desiredOf(`{"logLevel":7}`), 4},
+		"has a version that began anew":  {twinnedHub, 9, desiredOf(""), 4},
+		"is of another hub, before that": {"hub.test/other", 9, desiredOf(""), 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			twin(t, func(t *testing.T, w twinned) {
+				before := w.readsAfter(5, 4, denyVision)
+				time.Sleep(time.Minute)
+				w.read(older)
+				if s := w.describe(); !reflect.DeepEqual(s, before) {
+					t.Errorf("it is said to be %+v, and was %+v", s, before)
+				}
+				w.expect(t, "after the older read", true)
+				if rules := w.desired.agent.DenyStatus().Rules; len(rules) != 1 {
+					t.Errorf("denied are %+v", rules)
+				}
+				w.readsAfter(5, 4, "") // as late as the last one
+				w.expect(t, "after a later read", false)
+			})
+		})
+	}
+}
+
+// A twin is not acknowledged before what it denies and its policy changes are on the disk, however long that takes; and
+// then it is the last one.
+func TestNothingIsAcknowledgedBeforeItIsOnTheDisk(t *testing.T) {
+	t.Parallel()
+	change := `"policyChanges":[{"allResources":true,"at":"` + docsTime.UTC().Format(time.RFC3339) + `","effect":"changed"}]`
+	for hanging, percept := range map[string]string{"deny rules": denyVision, "policy changes": "{" + change + "}"} {
+		t.Run(hanging, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				time.Sleep(time.Until(docsTime.Add(time.Hour)))
+				hang := make(chan struct{})
+				free := sync.OnceFunc(func() { close(hang) })
+				save := func(what string) error {
+					if what == hanging {
+						<-hang
+					}
+					return nil
+				}
+				source := &tokencachetest.Source{Life: 24 * time.Hour}
+				a, err := agent.New(agent.Options{
+					Fetch: source.Fetch, Rules: edge(),
+					Deny:       agent.DenyStore{Save: func(deny.Record) error { return save("deny rules") }},
+					SaveRecord: func(tokencache.Record) error { return save("policy changes") },
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer a.Close()
+				reported := newReported(t, nil)
+				h := &Hub{
+					desired: &desired{agent: a, level: zap.NewAtomicLevel(), log: zap.NewNop(), now: time.Now},
+					changed: func() {}, reporter: reported.reporter, twinOf: twinnedHub,
+					decided: make(chan struct{}, 1), closing: make(chan struct{}),
+				}
+				h.desired.changed = h.desiredChanged
+				h.running.Go(h.acknowledge)
+				defer h.running.Wait()
+				defer close(h.closing)
+				defer free()
+				reported.connect()
+				reported.messages(time.Hour)
+				for version := range int64(3) {
+					h.desired.read(document{twinnedHub, version + 2, desiredOf(percept), version})
+					if s := h.desired.describe(); s.Applied != version+2 {
+						t.Fatalf("it is not in force: %+v", s)
+					}
+					for _, message := range reported.messages(24 * time.Hour) {
+						if strings.Contains(message, `"desired"`) {
+							t.Errorf("version %d is acknowledged, and not on the disk: %s", version+2, message)
+						}
+					}
+				}
+				free()
+				sent := strings.Join(reported.messages(time.Hour), "\n")
+				if want := `"desired":{"status":"applied","version":4}`; !strings.Contains(sent, want) {
+					t.Errorf("on the disk, and reported is %s", sent)
+				}
+			})
+		})
+	}
 }
 
 // A disk that hangs holds up no denial.
