@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -499,5 +500,35 @@ func TestDenyRulesOfAnotherFolder(t *testing.T) {
 	}
 	if _, isOther, err := r.LoadOther(); isOther || err != nil {
 		t.Errorf("no folder: %v, %v", isOther, err)
+	}
+}
+
+// Where a spoilt file goes is said with the folder, and is so before it is moved and after.
+func TestSpoiltDenyRulesAreFound(t *testing.T) {
+	t.Parallel()
+	folder := Disk(t.TempDir())
+	for _, name := range []string{denyName, denyCopyName} {
+		if err := folder.Replace(name, []byte("spoilt")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := openDeny(t, folder)
+	_, err := r.Load()
+	if err == nil {
+		t.Fatal("a spoilt file was read")
+	}
+	at := strings.LastIndex(err.Error(), " kept as ")
+	pattern := strings.TrimPrefix(err.Error()[max(at, 0):], " kept as ")
+	if want := filepath.Join(string(folder), denyName+unreadable) + "*"; pattern != want {
+		t.Errorf("%v", err)
+	}
+	if before, _ := filepath.Glob(pattern); before != nil {
+		t.Errorf("%v", before)
+	}
+	if err := r.Save(deny.Record{Lineage: "a", Generation: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if after, _ := filepath.Glob(pattern); len(after) != 1 {
+		t.Errorf("%v", after)
 	}
 }

@@ -35,13 +35,21 @@ func (f *twoFiles) settle(found bool, faults ...*error) {
 		} else if ok {
 			name := filepath.Base(spoilt.Name)
 			f.spoilt = append(f.spoilt, name)
-			why := fmt.Errorf("%w; when another is written it is kept as %s%s…", spoilt.Why, name, unreadable)
+			why := fmt.Errorf("%w; once another is written it is kept as %s%s*", spoilt.Why, f.place(name), unreadable)
 			*err = &SpoiltError{Name: spoilt.Name, Why: why}
 		}
 		if !found {
 			f.unread = cmp.Or(f.unread, unlessSpoilt(*err))
 		}
 	}
+}
+
+// place returns where a file is, for people.
+func (f *twoFiles) place(name string) string {
+	if disk, ok := f.folder.(Disk); ok {
+		return disk.path(name)
+	}
+	return name
 }
 
 func unlessSpoilt(err error) error {

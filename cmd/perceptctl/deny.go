@@ -236,7 +236,11 @@ func (s screen) denyInForce(status api.Status) string {
 	if status.Deny == nil {
 		return ""
 	}
-	text := s.denyRecord(status.Now, *status.Deny)
+	record := *status.Deny
+	if record.IsLost() {
+		record.Mend = lostNext(status.Deny, status.Hub)
+	}
+	text := s.denyRecord(status.Now, record)
 	rules := status.Deny.InForce()
 	for _, rule := range rules[:min(shownRules, len(rules))] {
 		how, state := term.Bad, ""
@@ -259,7 +263,7 @@ func examineDeny(now time.Time, d *api.DenyStatus, h *api.HubStatus) (all []find
 	}
 	if d.IsLost() {
 		all = append(all, finding{fail, what, "every request is refused: " + d.Lost + "; " + lostWait(now, d, h),
-			cmp.Or(d.Mend, explain.LostNext)})
+			lostNext(d, h)})
 	}
 	if d.AreMissing() {
 		all = append(all, finding{fail, what, d.Missing, d.Mend})
@@ -279,6 +283,14 @@ func examineDeny(now time.Time, d *api.DenyStatus, h *api.HubStatus) (all []find
 			"perceptctl deny lists them, and who lifts them"})
 	}
 	return all
+}
+
+// lostNext says what ends that a record is lost, where no hub will, or one may.
+func lostNext(d *api.DenyStatus, h *api.HubStatus) string {
+	if h == nil || d.IsHubSetAside() {
+		return "deny again what is to stay denied, and then: sudo perceptctl deny forget-lost"
+	}
+	return cmp.Or(d.Mend, explain.LostNext)
 }
 
 // lostWait says what the end of a lost record waits for.
