@@ -109,12 +109,24 @@ func (n Names) whyIdle(rule Rule, resources []string) string {
 		return slices.ContainsFunc(g.Resources, func(r string) bool { return rule.IsForResource(r, resources) })
 	}
 	switch {
-	case rule.Module != "" && !granted(func(g grants.Grant) bool { return g.Caller.Module == rule.Module }):
+	case rule.Module != "" && !granted(func(g grants.Grant) bool { return mayBeOfModule(g.Caller, rule.Module) }):
 		return "no grant is for a module named " + rule.Module
+	case rule.Unit != "" && !granted(func(g grants.Grant) bool { return mayBeOfUnit(g.Caller, rule.Unit) }):
+		return "no grant is for a unit named " + grants.UnitName(rule.Unit)
 	case rule.Resource != "" && !granted(names):
 		return "no grant names " + rule.Resource
 	}
 	return ""
+}
+
+// mayBeOfModule reports whether a caller that m matches may be that module. A container of any image may be a module of
+// IoT Edge: its name is known when it asks.
+func mayBeOfModule(m grants.Match, module string) bool { return m.Module == module || m.Image != "" }
+
+// mayBeOfUnit reports whether a caller that m matches may be of that unit: not where m names another, or an image, since
+// a container is of none.
+func mayBeOfUnit(m grants.Match, unit string) bool {
+	return m.Image == "" && (m.Unit == "" || m.Unit == grants.UnitName(unit))
 }
 
 // selectorOf returns how two identities are compared: by what the source is asked with.

@@ -3,6 +3,7 @@ package deny
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -212,4 +213,54 @@ func TestMoreRulesDenyMore(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A rule is idle only where no grant can be for whom it names.
+func TestIdleByGrants(t *testing.T) {
+	image := "sha256:" + strings.Repeat("0123456789abcdef", 4)
+	uid := uint32(1000)
+	module, container := grants.Match{Module: "log"}, grants.Match{Image: image}
+	unit, user, group := grants.Match{Unit: "camera.service"}, grants.Match{UID: &uid}, grants.Match{GID: &uid}
+	for _, c := range []struct {
+		rule    Target
+		granted []grants.Match
+		why     string
+	}{
+		{Target{Module: "vision"}, []grants.Match{module, unit, user, group}, "no grant is for a module named vision"},
+		{Target{Module: "log"}, []grants.Match{module}, ""},
+		{Target{Module: "vision"}, []grants.Match{module, container}, ""},
+		{Target{Unit: "camra"}, []grants.Match{unit, container}, "no grant is for a unit named camra.service"},
+		{Target{Unit: "camera.socket"}, []grants.Match{unit}, "no grant is for a unit named camera.socket"},
+		{Target{Unit: "camera"}, []grants.Match{unit}, ""},
+		{Target{Unit: "camra"}, []grants.Match{unit, user}, ""},
+		{Target{Unit: "camra"}, []grants.Match{unit, group}, ""},
+		{Target{Unit: "camra"}, []grants.Match{unit, module}, ""},
+	} {
+		rules := grants.Rules{Identities: []grants.Identity{{Name: "device"}}}
+		for _, m := range c.granted {
+			rules.Grants = append(rules.Grants,
+				grants.Grant{Caller: m, Identity: "device", Resources: []string{"https://vault.azure.net"}})
+		}
+		l := Compile(Record{Lineage: "L", Rules: []Rule{{ID: "a", Target: c.rule, Origin: Twin, Hub: "h"}}}, Names{Rules: rules})
+		if why := l.Idle("a"); why != c.why {
+			t.Errorf("%v with grants for %v: idle %q, not %q", c.rule, c.granted, why, c.why)
+		}
+	}
+}
+
+// An IoT Edge module that is granted by its image is denied by its name, and the rule is not shown as idle.
+func TestEdgeModuleIsNotIdle(t *testing.T) {
+	image := "sha256:" + strings.Repeat("0123456789abcdef", 4)
+	rules := grants.Rules{
+		Identities: []grants.Identity{{Name: "device"}},
+		Grants: []grants.Grant{{
+			Caller: grants.Match{Image: image}, Identity: "device", Resources: []string{"https://vault.azure.net"}}},
+	}
+	l := Compile(Record{Lineage: "L", Rules: []Rule{{ID: "a", Target: Target{Module: "vision"}, Origin: Twin, Hub: "h"}}},
+		Names{Rules: rules})
+	caller := grants.Caller{
+		UID: grants.NoID, GID: grants.NoID, Container: &grants.Container{Digest: image, EdgeModule: "vision"}}
+	if l.Denies(&caller, &rules.Identities[0], "https://vault.azure.net") == nil || l.Idle("a") != "" {
+		t.Errorf("not denied, or idle: %q", l.Idle("a"))
+	}
 }
