@@ -177,7 +177,19 @@ func (a *Agent) changeTwinRules(change func(deny.Record) (deny.Record, error), f
 	a.deny.saver.begin()
 	a.logDifference("IoT Hub "+from.Hub, from.Version, before, after)
 	a.logMissing(before, after)
+	a.logMoved(before, after)
 	return nil
+}
+
+// logMoved says that what hubs set is no longer set aside since this device has another identity, whose twin was read.
+func (a *Agent) logMoved(before, after deny.Record) {
+	if before.Aside == nil || after.Aside != nil {
+		return
+	}
+	a.log.Warn("what IoT Hub sets is heeded again: this device has another identity there than when root set it aside",
+		zap.String("by", "IoT Hub "+after.Hub), zap.Strings("set_aside", before.Aside.Hubs),
+		zap.String("set_aside_on", formatTime(before.Aside.On)), zap.String("set_aside_by", before.Aside.By),
+		zap.String("message_id", MessageHubHeeded))
 }
 
 // wantedRules checks what a twin denies, whole.

@@ -223,6 +223,62 @@ func TestTwinDeny(t *testing.T) {
 	})
 }
 
+// What root set aside is heeded again once this device has another identity at the hub, and its twin was read: that is in
+// the journal, once, with who had set what aside. The methods' rules of the former identity go with it.
+func TestMoveEndsTheSettingAside(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, to string
+		aside    bool
+		lines    int
+	}{
+		{"the same identity", thisHub, true, 0},
+		{"another", "new.azure-devices.net/edge-1", true, 1},
+		{"another, with nothing set aside", "new.azure-devices.net/edge-1", false, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			core, logs := observer.New(zap.InfoLevel)
+			a, err := agent.New(agent.Options{
+				Fetch: new(tokencachetest.Source).Fetch, Rules: edge(), Log: zap.New(core)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			if err := a.SetTwinDeny(thisHub, []api.DenyRequest{denyModule("vision")}, 1); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := a.Deny("iothub "+thisHub, thisMethod, denyModule("log")); err != nil {
+				t.Fatal(err)
+			}
+			if c.aside {
+				if err := a.SetHubAside("uid 0 (pid 1)"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for version := range int64(2) {
+				if err := a.SetTwinDeny(c.to, nil, version+2); err != nil {
+					t.Fatal(err)
+				}
+			}
+			heeded := logs.FilterField(zap.String("message_id", agent.MessageHubHeeded)).All()
+			if len(heeded) != c.lines {
+				t.Fatalf("%d lines, not %d", len(heeded), c.lines)
+			}
+			for _, line := range heeded {
+				if fields := line.ContextMap(); fields["set_aside_by"] != "uid 0 (pid 1)" || fields["by"] != "IoT Hub "+c.to ||
+					fmt.Sprint(fields["set_aside"]) != "["+thisHub+"]" {
+					t.Errorf("%v", fields)
+				}
+			}
+			stays := c.to == thisHub
+			if left := a.DenyStatus().Rules; (len(left) == 1) != stays || a.IsHubSetAside("") != (c.aside && stays) {
+				t.Errorf("%+v are left", left)
+			}
+		})
+	}
+}
+
 // Whatever a twin denies, and however often that changes: nobody is allowed what the grants alone would not allow, and
 // while a notification only adds, nobody is allowed more than before it.
 func TestNoDenyRuleAllowsAnything(t *testing.T) {
