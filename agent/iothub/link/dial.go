@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -106,8 +107,8 @@ func dialSOCKS(ctx context.Context, direct *net.Dialer, by *url.URL, address str
 	return d.(proxy.ContextDialer).DialContext(ctx, "tcp", address)
 }
 
-// maxProxyAnswer bounds the head of a proxy's answer, in bytes.
-const maxProxyAnswer = 16 << 10
+// maxHead bounds the head of an answer of a proxy, or of the hub to an upgrade, in bytes.
+const maxHead = 16 << 10
 
 // dialCONNECT asks an HTTP proxy for a tunnel.
 func dialCONNECT(
@@ -143,7 +144,7 @@ func dialCONNECT(
 	if err := request.Write(c); err != nil {
 		return nil, err
 	}
-	head := bufio.NewReader(io.LimitReader(c, maxProxyAnswer))
+	head := bufio.NewReader(io.LimitReader(c, maxHead))
 	answer, err := http.ReadResponse(head, request)
 	switch {
 	case err != nil:
@@ -163,7 +164,7 @@ func dialCONNECT(
 // what was sent: the proxy's password, where the proxy echoes it.
 func answerFault(err error) error {
 	var network net.Error
-	for _, known := range []error{io.EOF, io.ErrUnexpectedEOF, context.Canceled, websocket.ErrBadHandshake} {
+	for _, known := range []error{io.EOF, io.ErrUnexpectedEOF, context.Canceled, websocket.ErrBadHandshake, errLongHead} {
 		if errors.Is(err, known) {
 			return known
 		}
@@ -185,9 +186,10 @@ func upgrade(ctx context.Context, c net.Conn, host string, bySignature bool) (ne
 		path += withoutCertificate
 	}
 	d := websocket.Dialer{
-		Subprotocols:      []string{"mqtt"},
-		NetDialTLSContext: func(context.Context, string, string) (net.Conn, error) { return c, nil },
+		Subprotocols: []string{"mqtt"},
 	}
+	head := &headReader{Conn: c, left: maxHead}
+	d.NetDialTLSContext = func(context.Context, string, string) (net.Conn, error) { return head, nil }
 	socket, answer, err := d.DialContext(ctx, "wss://"+host+path, nil)
 	if err != nil {
 		_ = c.Close()
@@ -196,8 +198,27 @@ func upgrade(ctx context.Context, c net.Conn, host string, bySignature bool) (ne
 		}
 		return nil, fmt.Errorf("WebSocket: the hub's answer cannot be read: %w", answerFault(err))
 	}
+	head.left = math.MaxInt // what follows has a limit of its own
 	socket.SetReadLimit(2 * maxPacket)
 	return &stream{Conn: c, socket: socket}, nil
+}
+
+// errLongHead is why an answer is not read on.
+var errLongHead = fmt.Errorf("its head has more than %d bytes", maxHead)
+
+// headReader is a connection from which only so many bytes are read: those of an answer's head.
+type headReader struct {
+	net.Conn
+	left int
+}
+
+func (r *headReader) Read(p []byte) (int, error) {
+	if r.left <= 0 {
+		return 0, errLongHead
+	}
+	n, err := r.Conn.Read(p[:min(len(p), r.left)])
+	r.left -= n
+	return n, err
 }
 
 // stream is a WebSocket as a stream of bytes: those of all binary messages.

@@ -2,6 +2,7 @@ package link
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -18,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -373,5 +375,34 @@ func TestProxiesOfTheEnvironment(t *testing.T) {
 	defer p.mu.Unlock()
 	if len(p.open) != 0 {
 		t.Errorf("%d connections came to the environment's proxy", len(p.open))
+	}
+}
+
+// A hub whose answer to the upgrade has a head without end is read no further than heads go.
+func TestUpgradeWithoutEnd(t *testing.T) {
+	t.Parallel()
+	here, hub := net.Pipe()
+	var sent atomic.Int64
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		request, err := http.ReadRequest(bufio.NewReader(hub))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = request.Body.Close()
+		_, err = hub.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nX: "))
+		for part := bytes.Repeat([]byte{'x'}, 1<<10); err == nil; {
+			var n int
+			n, err = hub.Write(part)
+			sent.Add(int64(n))
+		}
+	}()
+	_, err := upgrade(t.Context(), here, "hub.test", true)
+	_ = here.Close()
+	<-ended
+	if err == nil || !strings.Contains(err.Error(), "its head has more than 16384 bytes") || sent.Load() > maxHead {
+		t.Errorf("%v, after %d bytes", err, sent.Load())
 	}
 }

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -29,6 +30,7 @@ const (
 type guard struct {
 	net.Conn
 	acknowledged *atomic.Int64 // PUBACKs that came
+	waiting      unacknowledged
 	answered     requestIDs
 
 	kind   byte // of the packet that is coming
@@ -36,7 +38,7 @@ type guard struct {
 	length int    // of what comes after the fixed header
 	shift  uint   // of the next byte of length
 	read   int    // of length
-	head   []byte // the topic's length, and the topic, of a PUBLISH, as far as they came
+	head   []byte // as far as it came: the topic's length, and the topic, of a PUBLISH; all of what has two bytes
 	fault  error
 }
 
@@ -65,6 +67,12 @@ func (g *guard) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Write writes as a net.Conn: one packet.
+func (g *guard) Write(packet []byte) (int, error) {
+	g.waiting.sent(packet) // before its PUBACK can come
+	return g.Conn.Write(packet)
+}
+
 // look looks at the bytes that come next, at one or more of them.
 func (g *guard) look(p []byte) (taken int, fault error) {
 	switch g.state {
@@ -88,22 +96,43 @@ func (g *guard) look(p []byte) (taken int, fault error) {
 		return 1, checkLength(g.kind, g.length)
 	}
 	taken = min(len(p), g.length-g.read)
-	if g.kind == packetPublish {
+	switch g.kind {
+	case packetPublish:
 		if err := g.lookAtTopic(p[:taken]); err != nil {
 			return taken, err
 		}
+	case packetConnack, packetPuback:
+		g.head = append(g.head, p[:taken]...)
 	}
-	if g.read += taken; g.read == g.length {
-		g.state = atKind
-		if g.kind == packetPublish && (g.topicEnd() == 0 || len(g.head) < g.topicEnd()) {
-			return taken, errors.New("IoT Hub sends a message whose topic has no end")
-		}
-		if g.kind == packetPuback {
-			g.acknowledged.Add(1)
-		}
+	if g.read += taken; g.read < g.length {
+		return taken, nil
 	}
-	return taken, nil
+	g.state = atKind
+	return taken, g.lookAtEnd()
 }
+
+// lookAtEnd looks at a packet of which all has come.
+func (g *guard) lookAtEnd() error {
+	switch g.kind {
+	case packetPublish:
+		if g.topicEnd() == 0 || len(g.head) < g.topicEnd() {
+			return errors.New("IoT Hub sends a message whose topic has no end")
+		}
+	case packetConnack:
+		if code := g.head[1]; code > lastConnackCode {
+			return fmt.Errorf("IoT Hub answers the connect with code %d, which MQTT 3.1.1 does not have", code)
+		}
+	case packetPuback:
+		if !g.waiting.acknowledge(binary.BigEndian.Uint16(g.head)) {
+			return errors.New("IoT Hub acknowledges a message that was not sent")
+		}
+		g.acknowledged.Add(1)
+	}
+	return nil
+}
+
+// lastConnackCode is the highest that a CONNACK can have: not authorised. The library takes some above it for success.
+const lastConnackCode = 5
 
 // checkKind looks at the first byte of a packet: its type, and flags.
 func checkKind(kind, flags byte) error {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
 )
 
 // pieces is a connection that gives out text a few bytes at a time.
@@ -25,6 +27,9 @@ func (p *pieces) Read(b []byte) (int, error) { return p.text.Read(b[:min(len(b),
 func through(text []byte, size int) (out []byte, acknowledged int64, err error) {
 	var n atomic.Int64
 	g := &guard{Conn: &pieces{text: bytes.NewReader(text), size: size}, acknowledged: &n}
+	for _, id := range []byte{1, 2} {
+		g.waiting.sent([]byte{packetPublish<<4 | 2, 5, 0, 1, 't', 0, id})
+	}
 	out, err = io.ReadAll(g)
 	return out, n.Load(), err
 }
@@ -59,25 +64,28 @@ func TestGuard(t *testing.T) {
 			t.Errorf("in pieces of %d: %d of %d bytes, %d acknowledged, %v", size, len(out), len(good), acknowledged, err)
 		}
 		for name, bad := range map[string][]byte{
-			"long":                {0x30, 0xff, 0xff, 0xff, 0x7f},
-			"endless length":      {0x30, 0x80, 0x80, 0x80, 0x80, 1},
-			"an answer of words":  publish("$iothub/twin/res/fine/?$rid=1", ""),
-			"an answer to nobody": publish("$iothub/twin/res/200/", ""),
-			"an answer to a name": publish("$iothub/twin/res/200/?$rid=canary", ""),
-			"another's":           publish("devices/other/messages/devicebound/", "x"),
-			"a second answer":     publish("$iothub/twin/res/500/?$rid=A1", ""),
-			"a packet of QoS 2":   append([]byte{0x34}, publish(topicMethod+"x/?$rid=1", "x")[1:]...),
-			"codes of no filter":  {0x90, 5, 0, 1, 1, 1, 1},
-			"no code":             {0x90, 2, 0, 1},
-			"a PUBREL":            {0x62, 2, 0, 1},
-			"a CONNECT":           {0x10, 2, 0, 1},
-			"odd flags":           {0x42, 2, 0, 1},
-			"a ping with a body":  {0xd0, 1, 0},
-			"a PUBACK of nothing": {0x40, 0},
-			"no topic":            {0x30, 0},
-			"half a topic":        {0x30, 4, 0, 9, 'x', 'x'},
-			"half a length":       {0x30, 1, 0},
-			"a long topic":        publish(topicMethod+strings.Repeat("x", 2000)+"/?$rid=1", "x"),
+			"a PUBACK for nothing":    {0x40, 2, 0, 9},
+			"a PUBACK twice":          {0x40, 2, 0, 1},
+			"a code that there isn't": {0x20, 2, 0, 6},
+			"long":                    {0x30, 0xff, 0xff, 0xff, 0x7f},
+			"endless length":          {0x30, 0x80, 0x80, 0x80, 0x80, 1},
+			"an answer of words":      publish("$iothub/twin/res/fine/?$rid=1", ""),
+			"an answer to nobody":     publish("$iothub/twin/res/200/", ""),
+			"an answer to a name":     publish("$iothub/twin/res/200/?$rid=canary", ""),
+			"another's":               publish("devices/other/messages/devicebound/", "x"),
+			"a second answer":         publish("$iothub/twin/res/500/?$rid=A1", ""),
+			"a packet of QoS 2":       append([]byte{0x34}, publish(topicMethod+"x/?$rid=1", "x")[1:]...),
+			"codes of no filter":      {0x90, 5, 0, 1, 1, 1, 1},
+			"no code":                 {0x90, 2, 0, 1},
+			"a PUBREL":                {0x62, 2, 0, 1},
+			"a CONNECT":               {0x10, 2, 0, 1},
+			"odd flags":               {0x42, 2, 0, 1},
+			"a ping with a body":      {0xd0, 1, 0},
+			"a PUBACK of nothing":     {0x40, 0},
+			"no topic":                {0x30, 0},
+			"half a topic":            {0x30, 4, 0, 9, 'x', 'x'},
+			"half a length":           {0x30, 1, 0},
+			"a long topic":            publish(topicMethod+strings.Repeat("x", 2000)+"/?$rid=1", "x"),
 		} {
 			out, _, err := through(append(bytes.Clone(good), bad...), size)
 			if err == nil || strings.Contains(err.Error(), "canary") || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -144,6 +152,33 @@ func packetsOf(text []byte) (n int) {
 }
 
 // A fault is the same however the text comes, and no packet gets through in pieces that does not as a whole.
+func TestMessagesThatWaitForTheirPuback(t *testing.T) {
+	t.Parallel()
+	message := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
+	message.TopicName, message.Payload, message.Qos, message.MessageID = "t", make([]byte, 100_000), 1, 513
+	var text bytes.Buffer
+	if err := message.Write(&text); err != nil {
+		t.Fatal(err)
+	}
+	whole := text.Bytes()
+	if id, wanted := idOfPublish(whole); id != 513 || !wanted {
+		t.Errorf("%d, %t", id, wanted)
+	}
+	for i := range 10 { // no more of it
+		if id, wanted := idOfPublish(whole[:min(i, 7)]); wanted && i < 8 {
+			t.Errorf("%d bytes: %d", i, id)
+		}
+	}
+	message.Qos = 0
+	text.Reset()
+	if err := message.Write(&text); err != nil {
+		t.Fatal(err)
+	}
+	if _, wanted := idOfPublish(text.Bytes()); wanted {
+		t.Error("one of QoS 0 wants a PUBACK")
+	}
+}
+
 func FuzzGuard(f *testing.F) {
 	f.Add(publish("$iothub/twin/res/200/?$rid=a1", "{}"), 3)
 	f.Add([]byte{0x40, 2, 0, 1}, 1)

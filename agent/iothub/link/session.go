@@ -237,6 +237,7 @@ func (s *session) configure(o *paho.ClientOptions, password string) {
 	o.SetOrderMatters(false) // or a method that waits for its PUBACK blocks the client for good
 	o.SetAutoReconnect(false)
 	o.SetConnectRetry(false)
+	o.SetProtocolVersion(4) // MQTT 3.1.1; or each connect that is refused is tried again as MQTT 3.1
 	o.SetKeepAlive(s.options.KeepAlive)
 	o.SetPingTimeout(min(10*time.Second, s.options.KeepAlive))
 	o.SetConnectTimeout(s.options.OperationTimeout)
