@@ -41,9 +41,10 @@ type desired struct {
 
 	noRoom atomic.Int64 // entries of deny that had no room when rules were added last
 
-	mu     sync.Mutex // protects what follows
-	hub    string     // whose twin status is about
-	status api.DesiredStatus
+	mu      sync.Mutex // protects what follows
+	hub     string     // whose twin status is about
+	status  api.DesiredStatus
+	current bool // that twin was read since the device connected last: later versions are higher
 }
 
 // document is the desired properties of a twin, with whose twin it is.
@@ -67,8 +68,18 @@ func (d *desired) read(doc document) {
 		return
 	}
 	d.last, d.readOn = &doc, api.Time(d.now())
+	d.mu.Lock()
+	d.current = true
+	d.mu.Unlock()
 	d.agent.NoteHub(doc.hub)
 	d.apply()
+}
+
+// connecting says that the device connects anew: the twin may be another one by the time, whose versions begin at 1.
+func (d *desired) connecting() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.current = false
 }
 
 // again applies the last document once more where something else may come of it, as after a reload.
@@ -258,7 +269,7 @@ func (d *desired) tighten(doc document, number int64) {
 	d.heard = max(d.heard, number)
 	d.agent.NoteHub(doc.hub)
 	d.mu.Lock()
-	old := doc.hub == d.hub && doc.version <= d.status.Version
+	old := d.current && doc.hub == d.hub && doc.version > 0 && doc.version <= d.status.Version
 	d.mu.Unlock()
 	rules := soundDeny(doc.text)
 	if old || len(rules) == 0 {

@@ -395,6 +395,29 @@ func TestTwinThatIsSetAside(t *testing.T) {
 	})
 }
 
+// After a connect the twin's versions may begin at 1 again, and a notification without one says nothing of how old it is:
+// what these deny is denied, also where the twin cannot be read.
+func TestNotificationsOfANewTwin(t *testing.T) {
+	twin(t, func(t *testing.T, w twinned) {
+		w.reads(57, `{}`)
+		w.notified(3, denyVision)
+		w.expect(t, "an old notification", false)
+		w.notified(0, denyVision)
+		w.expect(t, "one without a version", true)
+		w.reads(58, `{}`)
+		w.expect(t, "the twin is read", false)
+		w.desired.connecting()
+		w.notified(3, denyVision)
+		w.expect(t, "connected anew", true)
+		w.reads(3, denyVision)
+		w.expect(t, "the new twin is read", true)
+		w.notified(2, `{"deny":[{"module":"log"}]}`)
+		if served, _ := w.served(t, logger); !served {
+			t.Error("an old notification of the new twin is heeded")
+		}
+	})
+}
+
 // Root can set aside a hub of which no document was read whole yet, and the one before stays set aside.
 func TestSettingAsideAHubOfWhichNothingIsReadWhole(t *testing.T) {
 	const other = "other.test/percept-7"

@@ -86,6 +86,7 @@ func New(o Options) *Hub {
 	}
 	at := o.Link
 	at.Twin, at.Patch, at.Method, at.Changed = h.takeTwin, h.takePatch, h.methods.serve, h.linkChanged
+	at.Connecting = h.desired.connecting
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.link = link.New(at) // which calls back before it is returned, perhaps

@@ -58,6 +58,9 @@ type Options struct {
 	// Method answers a direct method: a status, and what becomes JSON. payload is empty where there is none. Up to
 	// 16 are called at a time. ctx ends with the connection.
 	Method func(ctx context.Context, as Identity, name string, payload json.RawMessage) (status int, answer any)
+	// Connecting is called before each try to connect. What was read of the twin may be of a former life of it by then:
+	// its versions may begin at 1 again. It does not block. Nil: it is not called.
+	Connecting func()
 	// Changed is called when Status may differ. It does not block. Nil: it is not called.
 	Changed func()
 }
@@ -120,6 +123,9 @@ func New(o Options) *Link {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
+	if o.Connecting == nil {
+		o.Connecting = func() {}
+	}
 	if o.Changed == nil {
 		o.Changed = func() {}
 	}
@@ -173,6 +179,7 @@ func (l *Link) run(ctx context.Context) {
 	var next *Login // of a connection that is renewed; nil: the credentials are read
 	var cuts int    // connections in a row that the other side soon ended
 	for {
+		l.options.Connecting()
 		s := newSession(ctx, &l.options, &l.notifications, l.twinRead)
 		err := s.open(next, l.setLogin)
 		next = nil
