@@ -9,6 +9,9 @@ type HubStatus struct {
 	Module    string `json:"module,omitempty"`
 	Transport string `json:"transport"` // "mqtt" or "websocket"
 
+	// Now is the time by the clock that the times here are of: the device's own, however fast a simulated source's runs.
+	Now time.Time `json:"now"`
+
 	Connected   bool       `json:"connected"`
 	Since       time.Time  `json:"since"`                // connected, or not connected, since then
 	LastError   string     `json:"last_error,omitempty"` // why it is not connected, or why it last was not

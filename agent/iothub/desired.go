@@ -28,8 +28,7 @@ type desired struct {
 	level      zap.AtomicLevel
 	configured zapcore.Level // the level where the twin says nothing
 	log        *zap.Logger
-	now        func() time.Time // the device's wall clock
-	changed    func()           // its status differs
+	changed    func() // its status differs
 
 	applying sync.Mutex // one document at a time; protects what follows
 	last     *document
@@ -67,7 +66,7 @@ func (d *desired) read(doc document) {
 	if d.last != nil && doc.asked < d.last.asked {
 		return
 	}
-	d.last, d.readOn = &doc, api.Time(d.now())
+	d.last, d.readOn = &doc, api.Time(time.Now())
 	d.mu.Lock()
 	d.current = true
 	d.mu.Unlock()

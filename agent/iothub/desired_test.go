@@ -38,7 +38,7 @@ func newTwinned(t *testing.T) twinned {
 	a := newAfar(t)
 	return twinned{a, &desired{
 		agent: a.methods.agent, level: zap.NewAtomicLevelAt(zapcore.InfoLevel), configured: zapcore.InfoLevel,
-		log: a.methods.log, now: time.Now, changed: func() {},
+		log: a.methods.log, changed: func() {},
 	}}
 }
 
@@ -745,7 +745,7 @@ func TestNothingIsAcknowledgedBeforeItIsOnTheDisk(t *testing.T) {
 				defer a.Close()
 				reported := newReported(t, nil)
 				h := &Hub{
-					desired: &desired{agent: a, level: zap.NewAtomicLevel(), log: zap.NewNop(), now: time.Now},
+					desired: &desired{agent: a, level: zap.NewAtomicLevel(), log: zap.NewNop()},
 					changed: func() {}, reporter: reported.reporter, twinOf: twinnedHub,
 					decided: make(chan struct{}, 1), closing: make(chan struct{}),
 				}
@@ -794,7 +794,7 @@ func TestDenialsWaitForNoDisk(t *testing.T) {
 		defer a.Close()
 		defer reading.Wait()
 		defer close(hang)
-		d := &desired{agent: a, level: zap.NewAtomicLevel(), log: zap.NewNop(), now: time.Now, changed: func() {}}
+		d := &desired{agent: a, level: zap.NewAtomicLevel(), log: zap.NewNop(), changed: func() {}}
 		denied := func(module string) bool {
 			return slices.ContainsFunc(a.DenyStatus().Rules, func(r api.DenyRule) bool { return r.Module == module })
 		}

@@ -22,7 +22,6 @@ type Options struct {
 	Status func() api.Status // the whole status; it waits for nothing
 	Level  zap.AtomicLevel   // of what the log writes, at its configured level: the twin may set another
 	Log    *zap.Logger
-	Now    func() time.Time // the device's wall clock; nil: time.Now
 	// Changed is called when Status may differ. It does not block. Nil: it is not called.
 	Changed func()
 
@@ -59,9 +58,6 @@ type Hub struct {
 
 // New returns a Hub, which begins to connect. Close it, before the agent.
 func New(o Options) *Hub {
-	if o.Now == nil {
-		o.Now = time.Now
-	}
 	if o.Changed == nil {
 		o.Changed = func() {}
 	}
@@ -69,7 +65,7 @@ func New(o Options) *Hub {
 	h := &Hub{
 		webSocket: o.Link.WebSocket, changed: o.Changed,
 		desired: &desired{
-			agent: o.Agent, level: o.Level, configured: o.Level.Level(), log: o.Log, now: o.Now,
+			agent: o.Agent, level: o.Level, configured: o.Level.Level(), log: o.Log,
 		},
 		poked: make(chan struct{}, 1), decided: make(chan struct{}, 1), closing: make(chan struct{}),
 	}
@@ -233,6 +229,7 @@ func (h *Hub) Status() api.HubStatus {
 	identity := l.Identity.String()
 	s := api.HubStatus{
 		Hub: l.Identity.Hub, Device: l.Identity.Device, Module: l.Identity.Module, Transport: "mqtt",
+		Now:       api.Time(time.Now()),
 		Connected: l.Connected, Since: api.Time(l.Since), LastError: l.LastError, LastErrorOn: api.Time(l.LastErrorOn),
 		Failure: l.Failure, NextTry: api.Time(l.NextTry), Desired: h.desired.describeOf(identity),
 	}

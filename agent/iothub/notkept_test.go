@@ -4,7 +4,6 @@ import (
 	"errors"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -32,7 +31,7 @@ func TestTwinThatIsNotKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	d := &desired{agent: a, level: zap.NewAtomicLevel(), log: zap.NewNop(), now: time.Now, changed: func() {}}
+	d := &desired{agent: a, level: zap.NewAtomicLevel(), log: zap.NewNop(), changed: func() {}}
 	d.read(document{twinnedHub, 4, desiredOf(denyVision), 2})
 	rules := a.DenyStatus()
 	if s := d.describe(); s.Applied != 4 || len(rules.InForce()) != 1 {

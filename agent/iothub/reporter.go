@@ -329,13 +329,12 @@ func (r *reporter) pause(failures int) time.Duration {
 
 // note remembers how a report ended. The log has what is news.
 func (r *reporter) note(err error) {
-	status := r.options.Status()
 	r.mu.Lock()
 	before := r.refused
 	if r.refused = ""; err != nil {
 		r.refused = err.Error()
 	} else {
-		r.reported = status.Now
+		r.reported = api.Time(time.Now())
 	}
 	after := r.refused
 	r.mu.Unlock()

@@ -112,7 +112,7 @@ func (a *app) examine(ctx context.Context) []finding {
 	all = append(all, examineCallers(status)...)
 	all = append(all, examineClock(status.Clock, keeper))
 	all = append(all, examineKept(status.Kept)...)
-	all = append(all, examineHub(status.Now, status.Hub, status.Deny)...)
+	all = append(all, examineHub(hubNow(status), status.Hub, status.Deny)...)
 	all = append(all, examineDeny(status.Now, status.Deny, status.Hub)...)
 	all = append(all, examineTokens(status)...)
 	all = append(a.screen(a.stdout).examineAllDenied(status.Now, status.Deny), all...)

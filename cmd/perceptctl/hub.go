@@ -17,7 +17,7 @@ func (s screen) hub(status api.Status) string {
 	if status.Hub == nil {
 		return ""
 	}
-	now, h := status.Now, *status.Hub
+	now, h := hubNow(status), *status.Hub
 	if isReported(status.Trouble, h.LastError) {
 		h.LastError = ""
 	}
@@ -60,6 +60,14 @@ func (s screen) hub(status api.Status) string {
 // isReported reports whether a trouble has said a reason.
 func isReported(troubles []string, why string) bool {
 	return why != "" && slices.ContainsFunc(troubles, func(t string) bool { return strings.Contains(t, why) })
+}
+
+// hubNow is the time by the clock of what the status says of the hub.
+func hubNow(status api.Status) time.Time {
+	if status.Hub == nil || status.Hub.Now.IsZero() {
+		return status.Now
+	}
+	return status.Hub.Now
 }
 
 // hubName names the device as the hub knows it: "fleet.azure-devices.net/edge-17/percept"; "" where it is not known.

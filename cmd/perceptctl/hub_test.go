@@ -168,3 +168,23 @@ func TestMissingRulesAreSaid(t *testing.T) {
 		t.Error(text)
 	}
 }
+
+// The times of the hub are by the device's own clock, however fast a simulated source's runs.
+func TestHubBesideAFastClock(t *testing.T) {
+	t.Parallel()
+	s := api.Status{Now: noon.Add(15 * time.Hour), Hub: &api.HubStatus{
+		Hub: "hub.test", Device: "edge", Now: noon, Since: noon.Add(-10 * time.Second), LastError: "connection refused",
+		LastErrorOn: noon.Add(-9 * time.Second), Failure: api.HubFailureNetwork, NextTry: noon.Add(20 * time.Second),
+	}}
+	text := screen{Screen: term.Screen{Width: 200}, zone: time.UTC}.hub(s)
+	for _, want := range []string{"for 10s", "next try in 20s", "9s ago"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in %s", want, text)
+		}
+	}
+	for _, f := range examineHub(hubNow(s), s.Hub, nil) {
+		if f.Verdict == fail {
+			t.Errorf("%+v", f)
+		}
+	}
+}

@@ -56,7 +56,8 @@ var mayReadClocks = map[string]string{
 	"cmd/perceptd/e2e/harness/daemon.go": "how long a test waits for an answer",
 	"cmd/perceptd/e2e/harness/engine.go": "how long an engine takes",
 	"docs/modules/go/main.go":            "a module's own clock",
-	"agent/iothub/hub.go":                "the clock of those that are given none",
+	"agent/iothub/hub.go":                "the clock that the times of its status are of",
+	"agent/iothub/desired.go":            "when the twin was read, by that clock",
 	"cmd/perceptd/hub.go":                "how long the hub is away",
 	"cmd/perceptctl/exec_test.go":        "how long a process is waited for",
 }

@@ -110,7 +110,7 @@ func start(f flags, c config.Config, log *zap.Logger, level zap.AtomicLevel) (_ 
 	d.loadedOn = d.started
 	d.hub = &iotHub{ // before the agent, whose changes it is told of
 		status: func() api.Status { return d.server.Status(d.describe()) }, log: log,
-		level: level, least: level.Level(), changed: d.noteChange, now: d.backend.clock.Wall,
+		level: level, least: level.Level(), changed: d.noteChange,
 	}
 	options := agent.Options{
 		Fetch: d.backend.source.Fetch, Simulated: d.backend.simulator != nil, Clock: d.backend.clock, Rules: c.Rules,

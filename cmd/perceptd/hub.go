@@ -25,10 +25,9 @@ type iotHub struct {
 	agent   *agent.Agent
 	status  func() api.Status // the whole of it
 	log     *zap.Logger
-	level   zap.AtomicLevel  // of what the log writes, which the hub may set
-	least   zapcore.Level    // and what it is where no hub does
-	changed func()           // its part of the status may differ
-	now     func() time.Time // the device's wall clock
+	level   zap.AtomicLevel // of what the log writes, which the hub may set
+	least   zapcore.Level   // and what it is where no hub does
+	changed func()          // its part of the status may differ
 
 	mu    sync.Mutex // protects what follows
 	conf  config.IoTHub
@@ -85,7 +84,7 @@ func (h *iotHub) set(conf config.IoTHub) {
 	hub := h.hub
 	same := hub != nil && conf == h.conf && (err != nil || made.equal(h.made))
 	if h.why = err; err != nil {
-		h.since = h.now()
+		h.since = time.Now()
 	}
 	h.mu.Unlock()
 	if err != nil {
@@ -111,7 +110,7 @@ func (h *iotHub) connect(conf config.IoTHub, made surroundings) *iothub.Hub {
 			Credentials: conf.Credentials(), WebSocket: conf.WebSocket, Proxy: made.proxy, RootCAs: made.roots,
 			KeepAlive: conf.KeepAlive, TokenLife: conf.TokenLife, MaxBackoff: conf.MaxBackoff, Log: h.log,
 		},
-		Agent: h.agent, Status: h.status, Level: h.level, Log: h.log, Now: h.now, Changed: h.changed,
+		Agent: h.agent, Status: h.status, Level: h.level, Log: h.log, Changed: h.changed,
 		ReportSpread: conf.ReportSpread, Events: conf.Events,
 	})
 }
@@ -148,6 +147,7 @@ func (h *iotHub) describe() *api.HubStatus {
 	case h.hub == nil:
 		s := &api.HubStatus{Hub: h.conf.Certificate.Hub, Device: h.conf.Certificate.Device,
 			Module: h.conf.Certificate.Module, Transport: transportOf(h.conf), Since: api.Time(h.since),
+			Now:         api.Time(time.Now()),
 			LastErrorOn: api.Time(h.since), Failure: api.HubFailureCredentials}
 		if h.why != nil {
 			s.LastError, s.Mend = h.why.Error(), mendFor(s.Failure, h.conf, h.why)
@@ -198,7 +198,7 @@ func (h *iotHub) troubles() []string {
 	h.mu.Lock()
 	why := h.why
 	h.mu.Unlock()
-	return hubTroubles(*s, h.agent.IsHubSetAside(""), why, time.Now())
+	return hubTroubles(*s, h.agent.IsHubSetAside(""), why, s.Now)
 }
 
 // hubTroubles returns the troubles of a status. aside says that root has set aside what the hub sets, and why what is
