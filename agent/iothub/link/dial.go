@@ -40,7 +40,8 @@ const keepAliveTCP = 30 * time.Second
 type dialer struct {
 	webSocket bool
 	proxy     *url.URL
-	address   string // in the place of the hub's; empty: the hub's
+	address   string        // in the place of the hub's; empty: the hub's
+	timeout   time.Duration // of each write
 	tls       *tls.Config
 }
 
@@ -56,7 +57,7 @@ func (d *dialer) dial(ctx context.Context, to Identity) (net.Conn, error) {
 	if err != nil || !d.webSocket {
 		return c, err
 	}
-	return upgrade(ctx, c, host, len(d.tls.Certificates) == 0)
+	return upgrade(ctx, c, host, len(d.tls.Certificates) == 0, d.timeout)
 }
 
 // secure returns a TLS connection to host at address.
@@ -180,7 +181,9 @@ func proxyAddress(by *url.URL, port string) string {
 }
 
 // upgrade speaks WebSocket over c. bySignature says that the device has no certificate.
-func upgrade(ctx context.Context, c net.Conn, host string, bySignature bool) (net.Conn, error) {
+func upgrade(
+	ctx context.Context, c net.Conn, host string, bySignature bool, timeout time.Duration,
+) (net.Conn, error) {
 	path := pathWebSocket
 	if bySignature {
 		path += withoutCertificate
@@ -200,7 +203,7 @@ func upgrade(ctx context.Context, c net.Conn, host string, bySignature bool) (ne
 	}
 	head.left = math.MaxInt // what follows has a limit of its own
 	socket.SetReadLimit(2 * maxPacket)
-	return &stream{Conn: c, socket: socket}, nil
+	return &stream{Conn: c, socket: socket, timeout: timeout}, nil
 }
 
 // errLongHead is why an answer is not read on.
@@ -227,8 +230,13 @@ type stream struct {
 	socket   *websocket.Conn
 	message  io.Reader // what is left of a message; nil: nothing
 
+	timeout time.Duration // of each write
+
 	writing sync.Mutex // MQTT's library writes its pings beside the rest
 }
+
+// SetWriteDeadline does nothing: each write has its own deadline, which the socket sets.
+func (s *stream) SetWriteDeadline(time.Time) error { return nil }
 
 func (s *stream) Read(p []byte) (int, error) {
 	for {
@@ -255,6 +263,9 @@ func (s *stream) Read(p []byte) (int, error) {
 func (s *stream) Write(p []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
+	if err := s.socket.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
+		return 0, err
+	}
 	if err := s.socket.WriteMessage(websocket.BinaryMessage, p); err != nil {
 		return 0, err
 	}

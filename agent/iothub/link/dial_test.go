@@ -6,10 +6,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -399,10 +401,37 @@ func TestUpgradeWithoutEnd(t *testing.T) {
 			sent.Add(int64(n))
 		}
 	}()
-	_, err := upgrade(t.Context(), here, "hub.test", true)
+	_, err := upgrade(t.Context(), here, "hub.test", true, time.Minute)
 	_ = here.Close()
 	<-ended
 	if err == nil || !strings.Contains(err.Error(), "its head has more than 16384 bytes") || sent.Load() > maxHead {
 		t.Errorf("%v, after %d bytes", err, sent.Load())
+	}
+}
+
+// A hub over WebSocket that stops reading is given up after the time for a write, whatever deadline was set before.
+func TestWritesOverWebSocketEnd(t *testing.T) {
+	t.Parallel()
+	here, hub := net.Pipe()
+	go func() {
+		request, err := http.ReadRequest(bufio.NewReader(hub))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		sum := sha1.Sum([]byte(request.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+		_, _ = fmt.Fprintf(hub, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+			"Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
+	}()
+	c, err := upgrade(t.Context(), here, "hub.test", true, 10*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hub.Close()
+	defer c.Close()
+	_ = c.SetWriteDeadline(time.Time{})
+	var network net.Error
+	if _, err := c.Write([]byte{0xc0, 0}); !errors.As(err, &network) || !network.Timeout() {
+		t.Errorf("%v", err)
 	}
 }

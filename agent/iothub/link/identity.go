@@ -91,21 +91,22 @@ func onlyOf(text, all string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool { return !strings.ContainsRune(all, r) })
 }
 
-// Validate returns what is wrong with the names, or nil.
+// Validate returns what is wrong with the names, or nil. It repeats none of them: in a file whose fields are mixed up a
+// key may stand in their place.
 func (i Identity) Validate() error {
 	host, port := i.host()
 	if _, err := strconv.ParseUint(port, 10, 16); port != "" && err != nil {
-		return fmt.Errorf("the gateway's port %q is no port", port)
+		return errors.New("the gateway's port is no port")
 	}
 	switch {
 	case !IsHost(i.Hub):
-		return fmt.Errorf("the hub's name %q is no host name, such as myhub.azure-devices.net", i.Hub)
+		return errors.New("the hub's name is no host name, such as myhub.azure-devices.net")
 	case !IsHost(host) && net.ParseIP(host) == nil:
-		return fmt.Errorf("the gateway %q is no host name", i.Gateway)
+		return errors.New("the gateway's name is no host name")
 	case !IsID(i.Device):
-		return fmt.Errorf("the device's ID %q is not one that IoT Hub allows", i.Device)
+		return errors.New("the device's ID is not one that IoT Hub allows")
 	case i.Module != "" && !IsID(i.Module):
-		return fmt.Errorf("the module's ID %q is not one that IoT Hub allows", i.Module)
+		return errors.New("the module's ID is not one that IoT Hub allows")
 	}
 	return nil
 }

@@ -162,6 +162,9 @@ func (s *edgeService) call(ctx context.Context, method, path string, question, a
 		return s.fault("%w", s.explain(err))
 	}
 	defer response.Body.Close()
+	if response.StatusCode == http.StatusSwitchingProtocols { // its body is the connection, which nothing ends
+		return s.fault("it answered with status %d", response.StatusCode)
+	}
 	text, err := io.ReadAll(io.LimitReader(response.Body, maxEdgeAnswer+1))
 	switch {
 	case err != nil:

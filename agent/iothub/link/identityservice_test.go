@@ -303,3 +303,30 @@ func FuzzIdentityAnswer(f *testing.F) {
 		}
 	})
 }
+
+// An answer that hands over the connection ends, as every other does: its body is the connection, of which no context
+// ends a read.
+func TestIdentityServiceThatSwitchesProtocols(t *testing.T) {
+	t.Parallel()
+	switches := func(w http.ResponseWriter, _ *http.Request) {
+		c, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = c.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"))
+		_, _ = c.Read(make([]byte, 1)) // until the other side closes it
+		_ = c.Close()
+	}
+	for name, s := range map[string]IdentityService{
+		"identityd": edge(t, switches, keyd), "keyd": edge(t, identityd(edgeIdentity), switches),
+	} {
+		login, err := s.Login(t.Context())
+		if err == nil {
+			_, err = login.Sign(t.Context(), []byte("x"))
+		}
+		if err == nil || !strings.Contains(err.Error(), "101") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

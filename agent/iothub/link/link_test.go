@@ -377,6 +377,25 @@ func TestRefusals(t *testing.T) {
 	d.failed(t, api.HubFailureRefused, "clock of this device")
 }
 
+// A clock that is set, rightly or wrongly, costs no connection: the hub judges the signature by its own.
+func TestClockThatIsSet(t *testing.T) {
+	t.Parallel()
+	hub := startHub(t, hubtest.Options{})
+	var ahead atomic.Int64
+	d := start(t, hub, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) } })
+	d.connected(t)
+	for _, by := range []time.Duration{400 * 24 * time.Hour, -400 * 24 * time.Hour} {
+		ahead.Store(int64(by))
+		d.TryAgain()
+		if _, err := d.Report(d.ctx, json.RawMessage(`{"a":1}`)); err != nil {
+			t.Errorf("the clock is set by %v: %v", by, err)
+		}
+	}
+	if n := hub.Counters("cam").Connects; n != 1 {
+		t.Errorf("it has connected %d times", n)
+	}
+}
+
 func TestErrorsAreBounded(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{

@@ -37,10 +37,6 @@ const (
 	twinRetry = time.Second
 	// twinTries is after how many failed reads in a row the connection is given up.
 	twinTries = 4
-	// clockLook is how often the wall clock is compared, and clockTolerance how far it may be set without a new
-	// signature.
-	clockLook      = time.Minute
-	clockTolerance = 5 * time.Minute
 	// renewRetry is how soon credentials are read again that could not be read for a renewal.
 	renewRetry = time.Minute
 )
@@ -55,7 +51,6 @@ type session struct {
 	cancel        context.CancelCauseFunc
 	login         Login
 	made          time.Time     // when the signature was made, by a clock that nothing moves
-	wall          time.Time     // the same by the wall clock
 	life          time.Duration // of the signature
 
 	transport transport.Transport
@@ -186,9 +181,10 @@ func (s *session) connect() error {
 	s.made = time.Now()
 	var password string
 	if s.login.signs() {
-		s.wall = s.options.Now().Round(0)
-		expires := s.wall.Add(s.options.TokenLife).Truncate(time.Second) // a signature has whole seconds
-		s.life = expires.Sub(s.wall)
+		// Where the clock is set later, the hub still judges the signature by its own: the connection stays.
+		wall := s.options.Now().Round(0)
+		expires := wall.Add(s.options.TokenLife).Truncate(time.Second) // a signature has whole seconds
+		s.life = expires.Sub(wall)
 		var err error
 		password, err = within(s, func(ctx context.Context) (string, error) { return s.login.sign(ctx, expires) })
 		if err != nil {
@@ -223,7 +219,8 @@ func (s *session) connect() error {
 func (s *session) configure(o *paho.ClientOptions, password string) {
 	d := dialer{
 		webSocket: s.options.WebSocket, proxy: s.options.Proxy, address: s.options.Address,
-		tls: &tls.Config{RootCAs: s.options.RootCAs, MinVersion: tls.VersionTLS12},
+		tls:     &tls.Config{RootCAs: s.options.RootCAs, MinVersion: tls.VersionTLS12},
+		timeout: s.options.OperationTimeout,
 	}
 	if s.login.Certificate != nil {
 		d.tls.Certificates = []tls.Certificate{*s.login.Certificate}
@@ -284,13 +281,11 @@ func (s *session) verify(ctx context.Context) error {
 // serve hands on what comes, until the connection ends, or is to be made anew by next. wake says that the credentials
 // may differ.
 func (s *session) serve(wake <-chan struct{}) (next *Login, err error) {
-	var renew, look <-chan time.Time
+	var renew <-chan time.Time
 	if s.login.signs() {
 		timer := time.NewTimer(time.Until(s.made.Add(renewal(s.life, rand.Float64))))
 		defer timer.Stop()
-		ticker := time.NewTicker(clockLook)
-		defer ticker.Stop()
-		renew, look = timer.C, ticker.C
+		renew = timer.C
 	}
 	var retry <-chan time.Time
 	if s.unread {
@@ -309,12 +304,6 @@ func (s *session) serve(wake <-chan struct{}) (next *Login, err error) {
 			s.log.Warn("the credentials for IoT Hub cannot be read to renew the connection, which goes on for now",
 				zap.Error(err))
 			renew = time.After(renewRetry)
-			continue
-		case <-look:
-			if s.clockMoved() {
-				s.log.Info("the wall clock was set: the signature for IoT Hub is made anew")
-				renew, look = time.After(0), nil
-			}
 			continue
 		case <-wake:
 			if login, err := s.readLogin(); err == nil && !login.isSame(&s.login) {
@@ -340,13 +329,6 @@ func (s *session) serve(wake <-chan struct{}) (next *Login, err error) {
 			retry = time.After(twinRetry << (unanswered - 1))
 		}
 	}
-}
-
-// clockMoved reports whether the wall clock was set since the signature was made, which then ends earlier or later than
-// it was to.
-func (s *session) clockMoved() bool {
-	moved := s.options.Now().Round(0).Sub(s.wall) - time.Since(s.made)
-	return moved.Abs() > min(clockTolerance, s.life/10)
 }
 
 // close ends the session, and its connection soon after.

@@ -77,3 +77,26 @@ func FuzzConnectionString(f *testing.F) {
 		}
 	})
 }
+
+// Where fields are mixed up the key stands in the place of another, and no error repeats it.
+func TestMixedUpConnectionStrings(t *testing.T) {
+	t.Parallel()
+	const canary = "c2VjcmV0Y2FuYXJ5/c2VjcmV0Y2FuYXJ5"
+	for _, text := range []string{
+		"HostName=hub.test;DeviceId=" + canary + ";SharedAccessKey=cam1",
+		"HostName=" + canary + ";DeviceId=cam;SharedAccessKey=aaaa",
+		"HostName=hub.test;DeviceId=cam SharedAccessKey=" + canary + ";SharedAccessKey=aaaa",
+		"HostName=hub.test,SharedAccessKey=" + canary + ";DeviceId=cam;SharedAccessKey=aaaa",
+		"HostName=hub.test;DeviceId=cam;SharedAccessKey=aaaa;GatewayHostName=gw\nHostName=hub.test,SharedAccessKey=" + canary,
+		"HostName=hub.test;DeviceId=cam;SharedAccessKey=aaaa;GatewayHostName=gw:" + canary,
+		"HostName=hub.test;DeviceId=cam;SharedAccessKey=aaaa;ModuleId=m\r\nSharedAccessKey=" + canary,
+		"HostName=hub.test;DeviceId=cam;SharedAccessKey=" + canary + "!",
+		canary + "=x;HostName=hub.test;DeviceId=cam;SharedAccessKey=aaaa",
+		"HostName=hub.test;DeviceId=cam;SharedAccessKeyName=" + canary + ";SharedAccessKey=aaaa",
+		"HostName=hub.test;DeviceId=cam;x509=" + canary + ";SharedAccessKey=!",
+	} {
+		if _, err := parseConnectionString(text); err == nil || strings.Contains(err.Error(), "c2VjcmV0") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
