@@ -52,9 +52,9 @@ type saver struct {
 	// stalled is called when a save hangs, and when it is over after all.
 	stalled func(hangs bool)
 
-	began  atomic.Pointer[savingBegan] // nil: nothing is saved now
-	fault  atomic.Pointer[error]       // why the last save failed; nil: it worked, or there was none
-	saving sync.Mutex                  // held while something is saved
+	current atomic.Pointer[oneSave] // nil: nothing is saved now
+	fault   atomic.Pointer[error]   // why the last save failed; nil: it worked, or there was none
+	saving  sync.Mutex              // held while something is saved
 
 	loop sync.WaitGroup
 	wake chan struct{}
@@ -172,30 +172,39 @@ func (s *saver) once(force bool) error {
 	return err
 }
 
-// savingBegan is when a save began, by both clocks.
-type savingBegan struct {
-	boot time.Duration
-	wall time.Time
+// oneSave is a save under way.
+type oneSave struct {
+	began       time.Time   // by the wall clock
+	slow, hangs atomic.Bool // it takes longer than saveWait, than hangsAfter
 }
 
-// watch notes that a save begins, and has it said when it hangs. Its result is called when the save is over.
+// watch notes that a save begins, and has it said when it hangs. Its result is called when the save is over. A disk takes
+// its time by no clock but the process's own, however fast a simulated device's runs.
 func (s *saver) watch() (ended func()) {
-	s.began.Store(&savingBegan{s.clock.Boot(), s.clock.Wall()})
-	fired, stop := s.clock.Timer(hangsAfter)
+	save := &oneSave{began: s.clock.Wall()}
+	s.current.Store(save)
 	over, told := make(chan struct{}), make(chan bool, 1)
 	go func() {
-		select {
-		case <-fired:
-			s.stalled(true)
-			told <- true
-		case <-over:
-			told <- false
+		for _, stage := range []struct {
+			after   time.Duration
+			reached *atomic.Bool
+		}{{saveWait, &save.slow}, {hangsAfter - saveWait, &save.hangs}} {
+			timer := time.NewTimer(stage.after)
+			select {
+			case <-timer.C:
+				stage.reached.Store(true)
+			case <-over:
+				timer.Stop()
+				told <- false
+				return
+			}
 		}
+		s.stalled(true)
+		told <- true
 	}()
 	return func() {
-		s.began.Store(nil)
+		s.current.Store(nil)
 		close(over)
-		stop()
 		if <-told {
 			s.stalled(false)
 		}
@@ -207,8 +216,8 @@ func (s *saver) hangsSince() time.Time {
 	if s == nil {
 		return time.Time{}
 	}
-	if began := s.began.Load(); began != nil && s.clock.Boot()-began.boot >= hangsAfter {
-		return began.wall
+	if save := s.current.Load(); save != nil && save.hangs.Load() {
+		return save.began
 	}
 	return time.Time{}
 }
@@ -284,15 +293,15 @@ func (s *saver) waitAWhile() error {
 	if waiters == nil {
 		return s.once(false)
 	}
-	if began := s.began.Load(); began != nil && s.clock.Boot()-began.boot >= saveWait {
+	if save := s.current.Load(); save != nil && save.slow.Load() {
 		return errSaving
 	}
-	fired, stop := s.clock.Timer(saveWait)
-	defer stop()
+	timer := time.NewTimer(saveWait)
+	defer timer.Stop()
 	select {
 	case <-waiters.done:
 		return waiters.err
-	case <-fired:
+	case <-timer.C:
 		return errSaving
 	}
 }
