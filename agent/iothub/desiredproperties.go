@@ -75,7 +75,7 @@ func strayKeys(text json.RawMessage) (stray []string) {
 }
 
 // soundDeny returns the deny rules in desired properties that are sound, whatever else is wrong in them: a mistake in
-// one place keeps nothing from being denied that another one denies.
+// one place keeps nothing from being denied that another one denies, and one in a note not what it is about.
 func soundDeny(text json.RawMessage) (sound []api.DenyRequest) {
 	percept, _ := perceptIn(text)
 	if percept == nil {
@@ -88,11 +88,29 @@ func soundDeny(text json.RawMessage) (sound []api.DenyRequest) {
 	}
 	rules, _ := elementsOf(list, "percept.deny")
 	for _, rule := range rules {
-		if r, err := readDeny(rule, "percept.deny"); err == nil {
+		r, err := readDeny(rule, "percept.deny")
+		if err != nil {
+			r, err = readDeny(withoutNote(rule), "percept.deny")
+		}
+		if err == nil {
 			sound = append(sound, r)
 		}
 	}
 	return sound
+}
+
+// withoutNote returns a JSON object without its note; what is no object stays as it is.
+func withoutNote(object json.RawMessage) json.RawMessage {
+	members, twice, err := membersOf(object, "percept.deny")
+	if err != nil || len(twice) > 0 {
+		return object
+	}
+	delete(members, "note")
+	text, err := json.Marshal(members)
+	if err != nil {
+		return object
+	}
+	return text
 }
 
 // perceptIn returns the value of percept in desired properties, without white space around it; nil: there is none, or

@@ -210,8 +210,8 @@ func TestSoundDeny(t *testing.T) {
 		`{"deny":[{"module":"vision","all":true},{"module":"vision","user":7}]}`:    nil,
 		`{"logLevel":"loud","denied":1,"deny":[{"module":"vision"}]}`:               {vision},
 		`{"deny":[{"module":"vision"}],"deny":[{"all":true}]}`:                      {vision},
-		`{"policyChanges":7,"deny":[{"module":"vision","note":"\n"},{"all":true}]}`: {all},
-		"{\"deny\":[{\"module\":\"vision\"},{\"all\":true,\"note\":\"\xff\"}]}":     {vision},
+		`{"policyChanges":7,"deny":[{"module":"vision","note":"\n"},{"all":true}]}`: {vision, all},
+		"{\"deny\":[{\"module\":\"vision\"},{\"all\":true,\"note\":\"\xff\"}]}":     {vision, all},
 		`{"deny":null}`: nil, `{"deny":[]}`: nil, `{"deny":{"all":true}}`: nil, `[]`: nil, `null`: nil, `{"Deny":[{"all":true}]}`: nil,
 		`{"deny":[` + strings.Repeat(`{"all":true},`, api.MaxDenyRules) + `{"module":"vision"}]}`: append(slices.Repeat([]api.DenyTarget{all}, api.MaxDenyRules), vision),
 	} {

@@ -21,6 +21,7 @@ var mayReadClocks = map[string]string{
 	"agent/server/log.go":                       "the clock of those that are given none",
 	"agent/iothub/hubtest/broker.go":            "the clock of those that are given none",
 	"agent/iothub/link/link.go":                 "the clock of those that are given none",
+	"agent/iothub/link/dial.go":                 "a deadline of a connection",
 	"agent/iothub/link/session.go":              "how long a connection lasts, and when it is renewed",
 	"agent/iothub/reporter.go":                  "when a report is due",
 	"agent/simulator/backend.go":                "the clock of those that are given none",

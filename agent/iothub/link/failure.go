@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
@@ -132,4 +133,16 @@ func explained(err error, login *Login) error {
 		what = "the certificate is not the one that the hub knows, the device is disabled or not registered there"
 	}
 	return fmt.Errorf("IoT Hub refuses %s: %w: %s, or the clock of this device is wrong", login.Identity, err, what)
+}
+
+// maxError bounds an error in the log and the status, in bytes: a certificate, for one, can have any number of names.
+const maxError = 1 << 10
+
+// bounded returns what err says, on one line, and not too long.
+func bounded(err error) string {
+	text := err.Error()
+	if len(text) > maxError {
+		text = strings.ToValidUTF8(text[:maxError-len("…")], "") + "…"
+	}
+	return oneLine(text)
 }

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -162,7 +161,7 @@ func (l *Link) TryAgain() {
 func (l *Link) HaveCredentialsChanged(ctx context.Context) (bool, error) {
 	login, err := readLogin(ctx, l.options.Credentials)
 	if err != nil {
-		return false, err
+		return false, errors.New(bounded(err))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -290,18 +289,6 @@ func (l *Link) disconnected() {
 
 // cutsForReplaced is how many connections in a row the hub soon ends where another device has the same identity.
 const cutsForReplaced = 3
-
-// maxError bounds an error in the log and the status, in bytes: a certificate, for one, can have any number of names.
-const maxError = 1 << 10
-
-// bounded returns what err says, on one line, and not too long.
-func bounded(err error) string {
-	text := err.Error()
-	if len(text) > maxError {
-		text = strings.ToValidUTF8(text[:maxError-len("…")], "") + "…"
-	}
-	return oneLine(text)
-}
 
 // failed notes why there is no connection. The log has what is news.
 func (l *Link) failed(err error, cuts int, wait time.Duration) {

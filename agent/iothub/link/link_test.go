@@ -502,6 +502,37 @@ func TestRenewalOfTheConnection(t *testing.T) {
 	}
 }
 
+// A connection goes on while nobody signs for the next one, as where IoT Edge's key service is away.
+func TestRenewalWithoutASignature(t *testing.T) {
+	t.Parallel()
+	hub := startHub(t, hubtest.Options{})
+	whole, err := parseConnectionString(hub.CreateDevice("cam"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var away, asked atomic.Bool
+	login := whole
+	login.Sign = func(ctx context.Context, data []byte) ([]byte, error) {
+		if away.Load() {
+			asked.Store(true)
+			return nil, errors.New("keyd is away")
+		}
+		return whole.Sign(ctx, data)
+	}
+	d := startWith(t, hub, "cam", Options{Credentials: ready{login}}, func(o *Options) { o.TokenLife = 4 * time.Second })
+	d.connected(t)
+	away.Store(true)
+	d.wait(t, "it is to be renewed", asked.Load)
+	if _, err := d.Report(d.ctx, json.RawMessage(`{"a":1}`)); err != nil || hub.Counters("cam").Connects != 1 {
+		t.Errorf("the connection was given up: %v, %+v", err, d.Status())
+	}
+}
+
+// ready is credentials that were read.
+type ready struct{ login Login }
+
+func (r ready) Login(context.Context) (Login, error) { return r.login, nil }
+
 func TestAnotherDeviceWithTheSameIdentity(t *testing.T) {
 	t.Parallel()
 	hub := startHub(t, hubtest.Options{})

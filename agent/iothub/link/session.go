@@ -298,11 +298,14 @@ func (s *session) serve(wake <-chan struct{}) (next *Login, err error) {
 			return nil, context.Cause(s.ctx)
 		case <-renew:
 			login, err := s.readLogin()
+			if err == nil && login.signs() {
+				err = s.canSign(&login) // a service that reads may not sign
+			}
 			if err == nil {
 				return &login, nil
 			}
-			s.log.Warn("the credentials for IoT Hub cannot be read to renew the connection, which goes on for now",
-				zap.Error(err))
+			s.log.Warn("the connection to IoT Hub cannot be renewed, and goes on for now",
+				zap.String("error", bounded(err)))
 			renew = time.After(renewRetry)
 			continue
 		case <-wake:
@@ -329,6 +332,14 @@ func (s *session) serve(wake <-chan struct{}) (next *Login, err error) {
 			retry = time.After(twinRetry << (unanswered - 1))
 		}
 	}
+}
+
+// canSign returns why there is no signature by login; nil: there is one.
+func (s *session) canSign(login *Login) error {
+	_, err := within(s, func(ctx context.Context) (string, error) {
+		return login.sign(ctx, s.options.Now().Add(s.options.TokenLife))
+	})
+	return err
 }
 
 // close ends the session, and its connection soon after.
