@@ -379,6 +379,10 @@ func (c call) send(ctx context.Context, wanted string) (*http.Response, error) {
 				to.close()
 			}
 			return nil, c.transportError(ctx, err)
+		case response.StatusCode == http.StatusSwitchingProtocols: // its body is the connection, which nothing ends
+			_ = response.Body.Close()
+			to.close()
+			return nil, c.contractError()
 		case !again || left == 0:
 			response.Body = connectionBody{response.Body, to}
 			return response, nil

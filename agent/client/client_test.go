@@ -613,3 +613,22 @@ func TestChangeThatIsNotKeptIsReturned(t *testing.T) {
 		t.Errorf("withdrawn %+v, %v", was, err)
 	}
 }
+
+// An answer that hands over the connection is not the daemon's, and ends at once: no context ends a read of it.
+func TestAnswerThatSwitchesProtocols(t *testing.T) {
+	t.Parallel()
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		connection, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = io.WriteString(connection, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+		_, _ = connection.Read(make([]byte, 1)) // until the other side closes it
+		_ = connection.Close()
+	})
+	_, err := c.DenyRules(t.Context())
+	if _, is := errors.AsType[*client.ContractError](err); !is {
+		t.Error(err)
+	}
+}

@@ -94,6 +94,9 @@ func (p *Proxy) roundTrip(r *http.Request) (reply, error) {
 		return reply{}, errors.New("its answer broke off, or is not HTTP")
 	}
 	defer answer.Body.Close()
+	if answer.StatusCode == http.StatusSwitchingProtocols { // its body is the connection, which nothing ends
+		return reply{}, errNotPerceptd
+	}
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxBody+1))
 	switch {
 	case err != nil:

@@ -91,6 +91,8 @@ func TestPerceptdAway(t *testing.T) {
 			"25\r\n\r\n<html>canary-4f1d2c7e9b\r\n")}, 503, "is not perceptd", 7 * time.Second},
 		"another program, with nothing": {[]func(net.Conn){says(
 			"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")}, 503, "is not perceptd", 7 * time.Second},
+		"another program, which switches protocols": {[]func(net.Conn){says("HTTP/1.1 101 Switching Protocols\r\n" +
+			"Connection: Upgrade\r\nUpgrade: x\r\n\r\n")}, 503, "is not perceptd", 7 * time.Second},
 		"another program, with a redirect, and perceptd": {[]func(net.Conn){says(
 			"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"), works}, 200, "", 20 * time.Millisecond},
 		"refuses for good": {[]func(net.Conn){says("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\n{}")}, 403, "",

@@ -281,6 +281,24 @@ func TestNoAnswerInTime(t *testing.T) {
 	}
 }
 
+// An answer that hands over the connection fails as any other that is no token, at once: no deadline ends a read of it.
+func TestAnswerThatSwitchesProtocols(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		c, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		fmt.Fprint(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+		_, _ = c.Read(make([]byte, 1)) // until the other side closes it
+		_ = c.Close()
+	}))
+	t.Cleanup(server.Close)
+	_, err := imdsAt(t, server.Listener.Addr().String(), Options{}).Fetch(t.Context(), system)
+	wantFailure(t, err, tokencache.Malformed, "answered 101: no token endpoint answers so")
+}
+
 func TestEnvironmentChangedBehindOurBack(t *testing.T) {
 	asked := func(http.ResponseWriter, *http.Request) { t.Error("a request was sent") }
 	server := httptest.NewServer(http.HandlerFunc(asked))

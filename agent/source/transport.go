@@ -79,9 +79,11 @@ func (t *transport) Do(req *http.Request) (*http.Response, error) {
 		return nil, t.roundTripError(f, req, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBodyBytes+1))
-	if err != nil {
-		return nil, t.roundTripError(f, req, err)
+	var body []byte
+	if resp.StatusCode != http.StatusSwitchingProtocols { // its body is the connection: no deadline ends a read of it
+		if body, err = io.ReadAll(io.LimitReader(resp.Body, maxBodyBytes+1)); err != nil {
+			return nil, t.roundTripError(f, req, err)
+		}
 	}
 	answer, failed := t.checkResponse(f, req, resp, body)
 	if failed != nil {
