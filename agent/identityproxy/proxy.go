@@ -159,7 +159,7 @@ func (p *Proxy) handleArc(r *http.Request, to string) (reply, *refusal) {
 	case to != api.PathIMDSToken:
 		return reply{}, refuse(http.StatusBadRequest, "no such path here: tokens are at "+api.PathIMDSToken+
 			", spelled exactly so")
-	case !hasOne(r, "Metadata") || r.Header.Get("Metadata") != "true":
+	case !hasOne(r, "Metadata") || !strings.EqualFold(strings.TrimSpace(r.Header.Get("Metadata")), "true"):
 		return reply{}, refuse(http.StatusBadRequest,
 			"Required metadata header not specified: send Metadata: true, once")
 	case r.Header["Authorization"] == nil:

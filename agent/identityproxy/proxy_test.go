@@ -325,7 +325,7 @@ func TestArc(t *testing.T) {
 		return path, string(content)
 	}
 	path, text := challenged()
-	redeemed := askArc + host + "Authorization: Basic " + text + "\r\n\r\n"
+	redeemed := askArc + strings.ReplaceAll(host, "true", "True") + "Authorization: Basic " + text + "\r\n\r\n"
 	if answer := raw(t, r, redeemed); !strings.HasPrefix(answer, "HTTP/1.1 200 ") || !strings.Contains(answer, canary) {
 		t.Errorf("%s", answer)
 	}
@@ -341,7 +341,7 @@ func TestArc(t *testing.T) {
 		"twice": askArc + host + "Authorization: Basic " + unused + "\r\nAuthorization: Basic " +
 			unused + "\r\n\r\n",
 		"no Metadata": askArc + "Host: 127.0.0.1:" + r.port + "\r\nAuthorization: Basic " + unused + "\r\n\r\n",
-		"Metadata: True": askArc + "Host: 127.0.0.1:" + r.port + "\r\nMetadata: True\r\nAuthorization: Basic " +
+		"Metadata: yes": askArc + "Host: 127.0.0.1:" + r.port + "\r\nMetadata: yes\r\nAuthorization: Basic " +
 			unused + "\r\n\r\n",
 		"App Service's":     ask + host + "Connection: close\r\nX-IDENTITY-HEADER: " + r.secret + "\r\n\r\n",
 		"an origin":         askArc + host + "Origin: null\r\nAuthorization: Basic " + unused + "\r\n\r\n",

@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -106,8 +107,7 @@ func readV1(q *query) (request agent.Request, asked string, e *apiError) {
 			}
 			request.Wait = wait
 		default:
-			return agent.Request{}, "", badRequest(fmt.Sprintf("query parameter %q is not known here: "+
-				"resource, identity, min_ttl, issued_after and wait are", p.name))
+			return agent.Request{}, "", unknownV1(p.name, "resource, identity, min_ttl, issued_after and wait")
 		}
 	}
 	if request.Resource == "" {
@@ -115,6 +115,16 @@ func readV1(q *query) (request agent.Request, asked string, e *apiError) {
 			"name an App ID URI such as https://vault.azure.net")
 	}
 	return request, request.Resource, nil
+}
+
+// unknownV1 refuses a parameter that is not among those known of our own form. In it a configured name is all that
+// names an identity.
+func unknownV1(name, known string) *apiError {
+	detail := fmt.Sprintf("query parameter %s is not known here: %s are", quoted(name), known)
+	if isSelector(name) || selectorMeant(name) != "" {
+		detail += "; the identity is named as the configuration does: identity=NAME"
+	}
+	return badRequest(detail)
 }
 
 // parseDuration reads Go's durations and plain seconds, from 0 to longest.
@@ -184,9 +194,10 @@ type sdkRequest struct {
 }
 
 // imdsToken answers as Azure's instance metadata service does. SDKs probe for one with a request that
-// lacks the header and must learn at once that somebody answers, so nothing is looked at before it.
+// lacks the header and must learn at once that somebody answers, so nothing is looked at before it. Its value is taken
+// in any case: what it shows, that no page in a browser made the request, any spelling shows.
 func (s *Server) imdsToken(req *request) *apiError {
-	if value, once := onlyValue(req.http, "Metadata"); !once || value != "true" {
+	if value, once := onlyValue(req.http, "Metadata"); !once || !strings.EqualFold(strings.TrimSpace(value), "true") {
 		e := badRequest("Required metadata header not specified: send Metadata: true, once")
 		e.sdkCode = "bad_request_102"
 		return e
@@ -221,7 +232,8 @@ func (s *Server) sdkToken(req *request, minVersion string) *apiError {
 	return nil
 }
 
-// readSDK reads the parameters of the SDK forms. Those it does not know are ignored, as Azure does.
+// readSDK reads the parameters of the SDK forms. Those it does not know are ignored, as Azure does, but for what was
+// meant to name the identity.
 //
 // Both forms take every name of a selector, since clients send the other form's too. An empty one is
 // none: SDKs send it for the system-assigned identity, and so do settings that were left blank.
@@ -244,6 +256,10 @@ func readSDK(q *query, minVersion string) (sdkRequest, *apiError) {
 						"may name the identity")
 			}
 			asked.selector = p
+		default:
+			if e := checkSlip(p, minVersion); e != nil {
+				return sdkRequest{}, e
+			}
 		}
 	}
 	if asked.resource == "" {

@@ -57,8 +57,7 @@ func (s *Server) watch(req *request) *apiError {
 func readWatch(q *query) (request agent.Request, e *apiError) {
 	for _, p := range q.list[:q.count] {
 		if p.name != "resource" && p.name != "identity" {
-			return agent.Request{}, badRequest(fmt.Sprintf(
-				"query parameter %q is not known here: resource and identity are", p.name))
+			return agent.Request{}, unknownV1(p.name, "resource and identity")
 		}
 	}
 	request, _, e = readV1(q)
