@@ -43,9 +43,19 @@ type document struct {
 	IoTHub   iothubDocument   `toml:"iothub"`
 }
 
+// checkTOML says why a file is not TOML; nil: it is.
+func checkTOML(file string, text []byte) error {
+	var all map[string]any
+	return inFile(file, toml.Unmarshal(text, &all))
+}
+
 // decode is strict: a key that nobody reads is an error, since it may be a misspelt grant.
 func decode(file string, text []byte, doc *document) error {
-	err := toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields().Decode(doc)
+	return inFile(file, toml.NewDecoder(strings.NewReader(string(text))).DisallowUnknownFields().Decode(doc))
+}
+
+// inFile says where in a file an error of the decoder is.
+func inFile(file string, err error) error {
 	var unknown *toml.StrictMissingError
 	var syntax *toml.DecodeError
 	switch {

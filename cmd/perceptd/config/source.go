@@ -23,6 +23,8 @@ type Source struct {
 	Rollover string  // simulated: when the back end hands out a newer token
 
 	Spread time.Duration // simulated: how long a change of permissions takes to reach new tokens
+
+	Fault string // why there is no source, although Kind may be understood; empty: there is one
 }
 
 // defaultSource is what counts where no file says otherwise.

@@ -1,0 +1,159 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"perceptd/agent/grants"
+)
+
+// maxFile bounds one configuration file, in bytes.
+const maxFile = 1 << 20
+
+// File is a configuration file and what it says.
+type File struct {
+	Path string
+	Text []byte
+}
+
+// Reading is what was found at a configuration's path and in its neighbour config.d. What the files say is Config.
+type Reading struct {
+	Files []File // read, trusted and TOML, in the order in which they count
+
+	// Faults are of files that are there and cannot be read or parsed, or that are refused since others could have
+	// written them. Each names its file, and what mends it.
+	Faults []error
+
+	Missing bool     // the main file is not there
+	Unread  []string // what is in config.d and is not read, with why
+
+	path     string   // of the main file
+	warnings []string // of what is read all the same
+}
+
+// Load reads path and its neighbour config.d/*.toml in the order of their names. Lists add up;
+// of a single value that several files set, the last one counts. The error names every fault by file
+// and line.
+func Load(path string) (Config, error) { return loadTrusted(path, ownFiles(), memberOf) }
+
+// loadTrusted is Load with what files are trusted, and who is in a group.
+func loadTrusted(path string, by *trust, in func(gid uint32, all []grants.Grant) string) (Config, error) {
+	r := readTrustedFiles(path, by, in)
+	c := r.Config()
+	if err := errors.Join(r.fault(), c.fault); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// Read reads path and its neighbour config.d/*.toml in the order of their names, as far as this process can and the
+// files are to be trusted.
+func Read(path string) Reading { return readTrustedFiles(path, ownFiles(), memberOf) }
+
+// readTrustedFiles is Read with what files are trusted, and who is in a group.
+func readTrustedFiles(path string, by *trust, in func(gid uint32, all []grants.Grant) string) Reading {
+	r := Reading{path: path}
+	files := []string{path}
+	extra, unread, err := extraFiles(filepath.Join(filepath.Dir(path), "config.d"), by)
+	if err != nil {
+		r.Faults = append(r.Faults, err)
+	}
+	r.Unread = unread
+	for _, file := range append(files, extra...) {
+		text, err := readFile(file, by)
+		if errors.Is(err, errNotThere) && file == path {
+			r.Missing = true
+			continue
+		}
+		if err == nil {
+			err = checkTOML(file, text)
+		}
+		if err != nil {
+			r.Faults = append(r.Faults, err)
+			continue
+		}
+		r.Files = append(r.Files, File{file, text})
+	}
+	warnings, open := by.settle(r.Config().Rules.Grants, in)
+	r.warnings, r.Faults = warnings, append(r.Faults, open...)
+	return r
+}
+
+// fault is every reason why r is not the whole configuration; nil: it is.
+func (r Reading) fault() error {
+	all := r.Faults
+	if r.Missing {
+		all = append([]error{fmt.Errorf("%s: %w: write one, README.md shows a first one", r.path, errNotThere)}, all...)
+	}
+	return errors.Join(all...)
+}
+
+// extraFiles lists the .toml files of a folder, which need not be there, in the order of their names, and what else is
+// in it.
+func extraFiles(dir string, by *trust) (files, unread []string, err error) {
+	entries, err := by.list(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, dangling(dir)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		if why := whyUnread(entry); why != "" {
+			unread = append(unread, path+": "+why)
+			continue
+		}
+		files = append(files, path)
+	}
+	return files, unread, nil
+}
+
+// whyUnread says why what is in config.d is not read; empty: it is.
+func whyUnread(entry os.DirEntry) string {
+	const ending = ".toml"
+	name := entry.Name()
+	lower := strings.ToLower(name)
+	switch {
+	case strings.HasPrefix(name, "."):
+		return "a name that begins with a dot is an editor's or a hidden file's, and is not read"
+	case strings.HasSuffix(name, ending):
+		return ""
+	case entry.IsDir():
+		return "a folder is not read: put the files into config.d itself"
+	case strings.HasSuffix(lower, ending):
+		return "not read, since its name does not end in .toml in lower case: rename it to " +
+			name[:len(name)-len(ending)] + ending
+	case strings.Contains(lower, ending):
+		return "not read, since its name does not end in .toml, as that of a copy that an editor or a package leaves"
+	}
+	return "not read, since its name does not end in .toml: rename it if it is to count"
+}
+
+// errNotThere is that a file is not there, and not a link that leads to nothing either.
+var errNotThere = errors.New("not there")
+
+// readFile reads a configuration file that only those who are trusted can have written.
+func readFile(path string, by *trust) ([]byte, error) {
+	text, _, err := readTrusted(path, maxFile, by)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := dangling(path); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%s: %w", path, errNotThere)
+	}
+	return text, err
+}
+
+// dangling says that what is at path, which leads nowhere, is a link; nil: it is not one.
+func dangling(path string) error {
+	target, err := os.Readlink(path)
+	if err != nil {
+		return nil
+	}
+	return fmt.Errorf("%s: a link to nothing, since %s is not there: put it there, or remove the link", path, target)
+}
