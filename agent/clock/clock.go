@@ -9,7 +9,6 @@
 package clock
 
 import (
-	"math"
 	"sync/atomic"
 	"time"
 
@@ -49,26 +48,6 @@ func Device() (c tokencache.Clock, word func() Word) {
 	return tokencache.Clock{Wall: wall, Boot: boot, Synchronised: sync.known, Timer: timer}, word
 }
 
-// Fast returns the device's clock running speed times faster from now on, for the simulated back end:
-// Wall and Boot begin at the device's and then run ahead of them, Timer fires speed times sooner, and
-// the clock counts as synchronised with itself. A step of the device's wall clock does not move it.
-// A speed that is not a positive finite number counts as 1.
-func Fast(speed float64) tokencache.Clock {
-	if !(speed > 0) || math.IsInf(speed, 1) {
-		speed = 1
-	}
-	startWall, startBoot := wall(), boot()
-	elapsed := func() time.Duration { return scale(boot()-startBoot, speed) }
-	return tokencache.Clock{
-		Wall:         func() time.Time { return startWall.Add(elapsed()) },
-		Boot:         func() time.Duration { return startBoot + elapsed() },
-		Synchronised: func() bool { return true },
-		Timer: func(d time.Duration) (<-chan time.Time, func() bool) {
-			return timer(scale(d, 1/speed))
-		},
-	}
-}
-
 // wall strips the monotonic reading, which would make Sub and Before ignore suspended time and steps.
 func wall() time.Time { return time.Now().Round(0) }
 
@@ -79,22 +58,6 @@ func boot() time.Duration {
 		panic("clock: CLOCK_BOOTTIME: " + err.Error())
 	}
 	return time.Duration(t.Nano())
-}
-
-// scale multiplies d, rounding away from zero so that a scaled timer never fires early, and stops at
-// the longest duration there is, half of it to leave room for adding a start.
-func scale(d time.Duration, by float64) time.Duration {
-	const longest = time.Duration(math.MaxInt64 / 2)
-	x := float64(d) * by
-	switch {
-	case x >= float64(longest):
-		return longest
-	case x <= -float64(longest):
-		return -longest
-	case x < 0:
-		return time.Duration(math.Floor(x))
-	}
-	return time.Duration(math.Ceil(x))
 }
 
 // synchronisation remembers the answer for syncCheck.

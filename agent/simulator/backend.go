@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"maps"
-	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -108,7 +107,7 @@ func New(o Options) *Backend {
 	return b
 }
 
-// now is the clock without a monotonic reading, which times out of FastClock and JSON lack as well.
+// now is the clock without a monotonic reading, which times out of a faster clock and JSON lack as well.
 func (b *Backend) now() time.Time { return b.options.Now().Round(0) }
 
 // Token answers a request as the real service does: with the cached token of the identity and
@@ -316,18 +315,4 @@ func (c *Calls) begin(call Call) {
 func (c *Calls) clone() Calls {
 	log := c.Log[max(0, len(c.Log)-maxLog):]
 	return Calls{c.Total, maps.Clone(c.PerKey), c.Peak, slices.Clone(log)}
-}
-
-// FastClock returns a clock that starts at now's present time and then runs speed times as fast as
-// now does, for a demonstration that cannot wait a day. A speed that is not above zero counts as 1.
-func FastClock(now func() time.Time, speed float64) func() time.Time {
-	if !(speed > 0) {
-		speed = 1
-	}
-	start := now()
-	return func() time.Time {
-		gone := float64(now().Sub(start)) * speed
-		// The largest float64 below 2^63: beyond it the conversion has no defined result.
-		return start.Add(time.Duration(min(gone, math.Nextafter(math.MaxInt64, 0)))).Round(0)
-	}
 }

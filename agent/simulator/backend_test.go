@@ -416,25 +416,6 @@ func TestConcurrentUse(t *testing.T) {
 	}
 }
 
-func TestFastClock(t *testing.T) {
-	t.Parallel()
-	start := time.Unix(1_800_000_000, 0)
-	now := start
-	clock := func() time.Time { return now }
-	fast, plain, still := FastClock(clock, 720), FastClock(clock, 1), FastClock(clock, math.NaN())
-	if !fast().Equal(start) {
-		t.Errorf("starts at %v", fast())
-	}
-	now = now.Add(2 * time.Minute)
-	if !fast().Equal(start.Add(24*time.Hour)) || !plain().Equal(now) || !still().Equal(now) {
-		t.Errorf("after two minutes: %v, %v, %v", fast(), plain(), still())
-	}
-	now = now.Add(100 * 365 * 24 * time.Hour)
-	if got := fast(); got.Before(now) {
-		t.Errorf("the clock ran over: %v", got)
-	}
-}
-
 func TestNamesAndParsers(t *testing.T) {
 	t.Parallel()
 	for _, k := range FaultKinds() {

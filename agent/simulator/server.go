@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -37,6 +38,8 @@ type ServerOptions struct {
 	Form Form
 	// AppServicePath is where the App Service form is answered. Empty: /msi/token.
 	AppServicePath string
+	// Secret is what the App Service form wants in its header. Empty: one of its own.
+	Secret string
 	// ArcKeyDir is where FormArc puts its key files; it is made where it is missing, and what was made is removed
 	// again. Empty: DefaultArcKeyDir.
 	ArcKeyDir string
@@ -64,7 +67,7 @@ type Server struct {
 // Start serves a Backend until Close is called or ctx is done, whichever comes first. It refuses any
 // address but loopback.
 func Start(ctx context.Context, o ServerOptions) (*Server, error) {
-	secret := rand.Text()
+	secret := cmp.Or(o.Secret, rand.Text())
 	h, err := newHandler(o, secret)
 	if err != nil {
 		return nil, fmt.Errorf("simulator: %w", err)
@@ -152,6 +155,23 @@ func (s *Server) URL() string { return "http://" + s.address.String() }
 // URLVariable is the environment variable that names the URL of a simulated back end that runs. It also shows a client
 // that its back end is simulated.
 const URLVariable = "PERCEPT_SIMULATOR"
+
+// ClockVariable names the origin of the clock of a simulated back end that runs, where that is not the device's clock:
+// who keeps its tokens has to live by it.
+const ClockVariable = "PERCEPT_SIMULATOR_CLOCK"
+
+// CheckURL refuses whatever cannot be a Server's URL: they are on loopback.
+func CheckURL(text string) error {
+	target, err := url.Parse(text)
+	if err != nil {
+		return fmt.Errorf("%q is not a URL", text)
+	}
+	address, err := netip.ParseAddr(target.Hostname())
+	if target.Scheme != "http" || target.Path != "" || err != nil || !address.IsLoopback() {
+		return fmt.Errorf("%q is not a simulated back end's URL: it would be like http://127.0.0.1:40342", text)
+	}
+	return nil
+}
 
 // Environment returns the variables, as NAME=value, that point clients at the Server in its form.
 // The value of IDENTITY_HEADER lets its bearer have tokens, which open nothing.

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"perceptd/agent/api"
+	"perceptd/agent/simulator"
 	"perceptd/cmd/perceptctl/term"
 	"perceptd/cmd/perceptd/e2e/harness"
 )
@@ -320,9 +321,9 @@ func TestCacheKeyIsRoots(t *testing.T) {
 func TestSimulate(t *testing.T) {
 	t.Parallel()
 	for form, variables := range map[string][]string{
-		"imds":        {"AZURE_POD_IDENTITY_AUTHORITY_HOST", simulatorVariable},
-		"arc":         {"IDENTITY_ENDPOINT", "IMDS_ENDPOINT", simulatorVariable},
-		"app-service": {"IDENTITY_ENDPOINT", "IDENTITY_HEADER", simulatorVariable},
+		"imds":        {"AZURE_POD_IDENTITY_AUTHORITY_HOST", simulatorVariable, simulator.ClockVariable},
+		"arc":         {"IDENTITY_ENDPOINT", "IMDS_ENDPOINT", simulatorVariable, simulator.ClockVariable},
+		"app-service": {"IDENTITY_ENDPOINT", "IDENTITY_HEADER", simulatorVariable, simulator.ClockVariable},
 	} {
 		t.Run(form, func(t *testing.T) {
 			t.Parallel()

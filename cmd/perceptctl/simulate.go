@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"perceptd/agent/clock"
 	"perceptd/agent/explain"
 	"perceptd/agent/simulator"
 	"perceptd/cmd/perceptctl/term"
@@ -28,7 +29,9 @@ type simulateOptions struct {
 	speed    float64
 	faults   []string
 	envFile  string
-	wroteEnv bool // envFile is ours
+	wroteEnv bool         // envFile is ours
+	resume   bool         // one that ran before comes back
+	began    clock.Origin // of the back end's clock; zero: it is the device's
 }
 
 func (a *app) simulateCommand() *cobra.Command {
@@ -44,7 +47,11 @@ It caches tokens as Azure does: a change of permissions is not seen in a token
 until the cached one rolls over. --speed makes that day short. The verbs below
 steer one that runs; they find it by --at or $` + simulatorVariable + `, and are for
 ` + simulator.Steerers + `.
-Every user of this network namespace can have its tokens.`,
+Every user of this network namespace can have its tokens.
+
+A perceptd with kind = "simulated" in its [source] uses a back end that answers as
+app-service, and lives by its clock, where it is started with all its variables.
+Stopped and resumed, the back end of such a perceptd goes and comes back.`,
 		Example: `  perceptctl simulate --form imds --env-file /tmp/simulator.env &
   . /tmp/simulator.env
   perceptctl simulate fault throttle --count 3
@@ -53,6 +60,8 @@ Every user of this network namespace can have its tokens.`,
 		RunE: a.verb(func(ctx context.Context) error { return a.simulate(ctx, &s) }),
 	}
 	flags := command.Flags()
+	flags.BoolVar(&s.resume, "resume", false,
+		"come back as the app-service one that the variables in the environment are of, with an empty cache")
 	flags.StringVar(&s.server.Listen, "listen", "127.0.0.1:0", "loopback `address` and port; port 0 takes a free one")
 	flags.StringVar(&s.form, "form", "imds", "which service it answers as: imds, arc or app-service")
 	flags.Float64Var(&s.speed, "speed", 1, "how many times as fast as the real one its clock runs")
@@ -70,13 +79,16 @@ Every user of this network namespace can have its tokens.`,
 	flags.StringSliceVar(&s.faults, "fault", nil, "`kind` of fault in force from the start; may be repeated")
 	flags.StringVar(&s.envFile, "env-file", "",
 		"`path` of a file for the variables, for a shell or systemd; removed at the end")
+	for _, taken := range [...]string{"listen", "speed", "form"} { // from the environment
+		command.MarkFlagsMutuallyExclusive("resume", taken)
+	}
 	command.AddCommand(a.simulateStateCommand(), a.simulateFaultCommand(), a.simulatePermissionsCommand())
 	return command
 }
 
 // simulate runs a back end until ctx ends, which is how it is meant to end.
 func (a *app) simulate(ctx context.Context, s *simulateOptions) error {
-	if err := s.complete(); err != nil {
+	if err := s.complete(a.getenv); err != nil {
 		return &usageError{err}
 	}
 	server, err := simulator.Start(ctx, s.server)
@@ -91,7 +103,7 @@ func (a *app) simulate(ctx context.Context, s *simulateOptions) error {
 }
 
 // complete turns the flags into a back end, or says which flag is wrong.
-func (s *simulateOptions) complete() error {
+func (s *simulateOptions) complete(getenv func(string) string) error {
 	var err error
 	switch {
 	case !(s.speed > 0):
@@ -110,7 +122,15 @@ func (s *simulateOptions) complete() error {
 		return fmt.Errorf("--rollover: %w", err)
 	}
 	if s.speed != 1 {
-		s.backend.Now = simulator.FastClock(time.Now, s.speed)
+		s.began = clock.Begin(s.speed)
+	}
+	if s.resume {
+		if err := s.takeFrom(getenv); err != nil {
+			return fmt.Errorf("--resume: %w", err)
+		}
+	}
+	if s.began.Speed != 0 {
+		s.backend.Now = s.began.Clock().Wall
 	}
 	s.server.Backend = simulator.New(s.backend)
 	for _, name := range s.faults {
@@ -125,9 +145,33 @@ func (s *simulateOptions) complete() error {
 	return nil
 }
 
+// takeFrom takes the address, the secret and the clock of a back end that ran before from the variables that it wrote.
+func (s *simulateOptions) takeFrom(getenv func(string) string) (err error) {
+	at := getenv(simulatorVariable)
+	if err := simulator.CheckURL(at); err != nil {
+		return fmt.Errorf("$%s: %w", simulatorVariable, err)
+	}
+	s.server.Listen = strings.TrimPrefix(at, "http://")
+	s.server.Form = simulator.FormAppService
+	s.form = s.server.Form.String()
+	if s.server.Secret = getenv("IDENTITY_HEADER"); s.server.Secret == "" {
+		return errors.New("$IDENTITY_HEADER is missing: only one that answers as app-service can come back")
+	}
+	if text := getenv(simulator.ClockVariable); text != "" {
+		if s.began, err = clock.ParseOrigin(text); err != nil {
+			return fmt.Errorf("$%s: %w", simulator.ClockVariable, err)
+		}
+		s.speed = s.began.Speed
+	}
+	return nil
+}
+
 // printVariables writes where the back end is to standard output, and to the file that was asked for.
 func (a *app) printVariables(server *simulator.Server, s *simulateOptions) error {
 	variables := append(server.Environment(), simulatorVariable+"="+server.URL())
+	if s.began.Speed != 0 {
+		variables = append(variables, simulator.ClockVariable+"="+s.began.String())
+	}
 	if err := s.writeEnvFile(variables); err != nil {
 		return fmt.Errorf("--env-file: %w", err)
 	}

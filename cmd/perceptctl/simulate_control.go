@@ -9,8 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,8 +36,11 @@ func (a *app) atFlag(command *cobra.Command, at *string) {
 // controlSimulator asks the simulated back end at that URL and decodes what it says into answer. A nil body is
 // not sent, a nil answer not read.
 func (a *app) controlSimulator(ctx context.Context, at, method, path string, body, answer any) error {
-	if err := checkSimulatorURL(at); err != nil {
-		return &usageError{err}
+	if at == "" {
+		return &usageError{errors.New("which simulated back end? --at or $" + simulatorVariable + " must say")}
+	}
+	if err := simulator.CheckURL(at); err != nil {
+		return &usageError{fmt.Errorf("--at: %w", err)}
 	}
 	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
@@ -83,22 +84,6 @@ func decodeSimulatorAnswer(at string, status int, text []byte, answer any) error
 		return errors.New(refusal.Error)
 	}
 	return fmt.Errorf("what answers at %s is no simulated back end", at)
-}
-
-// checkSimulatorURL refuses whatever is not a simulated back end's URL: they are on loopback.
-func checkSimulatorURL(at string) error {
-	if at == "" {
-		return errors.New("which simulated back end? --at or $" + simulatorVariable + " must say")
-	}
-	target, err := url.Parse(at)
-	if err != nil {
-		return fmt.Errorf("--at %q is no URL", at)
-	}
-	address, err := netip.ParseAddr(target.Hostname())
-	if target.Scheme != "http" || target.Path != "" || err != nil || !address.IsLoopback() {
-		return fmt.Errorf("--at %q is no simulated back end's: it would be like http://127.0.0.1:40342", at)
-	}
-	return nil
 }
 
 func simulatorUnreachable(ctx context.Context, at string, err error) error {

@@ -27,7 +27,6 @@ var mayReadClocks = map[string]string{
 	"agent/simulator/backend.go":                "the clock of those that are given none",
 	"agent/source/source.go":                    "the clock of those that are given none, and how long a fetch took",
 	"agent/client/azcredential/azcredential.go": "a module's own clock, by which azcore judges expiry",
-	"cmd/perceptctl/simulate.go":                "the simulated back end starts at the device's time",
 	"agent/store/folder.go":                     "the name of a file that is set aside",
 	"agent/server/drain.go":                     "how long ago a connection came",
 	"agent/server/limits.go": "requests and connections a second, and how long ago others were " +

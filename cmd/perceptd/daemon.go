@@ -113,7 +113,7 @@ func start(f flags, c config.Config, log *zap.Logger, level zap.AtomicLevel) (_ 
 		level: level, least: level.Level(), changed: d.noteChange,
 	}
 	options := agent.Options{
-		Fetch: d.backend.source.Fetch, Simulated: d.backend.simulator != nil, Clock: d.backend.clock, Rules: c.Rules,
+		Fetch: d.backend.source.Fetch, Simulated: d.backend.simulated(), Clock: d.backend.clock, Rules: c.Rules,
 		Log: log, Changed: d.agentChanged,
 	}
 	if err := d.openState(&options, given.Files); err != nil {
@@ -284,7 +284,7 @@ func (d *daemon) announce() {
 	warnings := d.config.Warnings
 	d.mu.Unlock()
 	d.warn(warnings)
-	if d.backend.simulator != nil {
+	if d.backend.simulated() {
 		d.log.Warn("SIMULATED back end: its tokens open nothing; "+simulator.Steerers+" can steer it", fields...)
 		return
 	}

@@ -64,7 +64,7 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 		d.log.Warn("the state folder is not locked", zap.Error(err))
 	}
 	switch {
-	case d.config.Source.Speed != 1 && d.config.Source.Kind == config.Simulated:
+	case d.backend.forgets:
 		s.noHandoff = "the simulated back end has a clock of its own"
 		s.noFile = s.noHandoff
 	case d.flags.passing:

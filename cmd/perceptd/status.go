@@ -30,7 +30,7 @@ func (d *daemon) describe() api.Status {
 	s := api.Status{
 		Version:   versionName(),
 		StartedOn: api.Time(d.started),
-		Simulated: d.backend.simulator != nil,
+		Simulated: d.backend.simulated(),
 		Source:    d.backend.status(),
 		Config: api.ConfigStatus{
 			Files: d.config.Files, SHA256: d.config.SHA256, LoadedOn: api.Time(d.loadedOn),
@@ -100,7 +100,7 @@ func (d *daemon) statusText() (text string, troubled bool) {
 	trouble := append(own.Trouble, crowded...)
 	s := d.agent.Status()
 	s.Hub = own.Hub
-	return statusText(s, d.backend.simulator != nil || s.Simulated, trouble), len(trouble)+len(s.Trouble) > 0
+	return statusText(s, d.backend.simulated() || s.Simulated, trouble), len(trouble)+len(s.Trouble) > 0
 }
 
 // statusText is what systemctl status shows of the daemon: what is denied, then trouble, then what it holds, and in the

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"perceptd/agent"
 	"perceptd/agent/api"
@@ -211,6 +212,68 @@ func TestFastClockKeepsNothing(t *testing.T) {
 		"kind = \"simulated\"\nspeed = 60", 1))
 	if kept := d.Status(t).Kept; kept.Reboot || kept.Restart || kept.Why == "" {
 		t.Errorf("%+v", kept)
+	}
+}
+
+// A simulated back end in a process of its own has a clock that perceptd lives by: what is kept is of use to the next
+// start, also while the back end is down, and once it is back it is asked again.
+func TestBackEndOfAnotherProcess(t *testing.T) {
+	t.Parallel()
+	backEnd, environment := harness.StartSimulator(t, "app-service", "--speed", "1440")
+	d, before := startKeeping(t, harness.SimulatedFor(), environment...)
+	first := d.Status(t)
+	if !first.Simulated || !first.Kept.Reboot || first.Now.Sub(time.Now()) < time.Minute {
+		t.Errorf("simulated %v, %+v, by a clock that shows %v", first.Simulated, first.Kept, first.Now)
+	}
+	d.Stop(t)
+	backEnd.Stop(t)
+	d.Again(t, environment...)
+	if now := d.Held(t); now.SHA256 != before.SHA256 {
+		t.Errorf("holds %s, not %s", now.SHA256, before.SHA256)
+	}
+	if status, _, err := d.Get(d.Token(), harness.VaultToken); status != 200 {
+		t.Errorf("a token while the back end is down: %d %v", status, err)
+	}
+	if now := d.Status(t).Now; !now.After(first.Now) {
+		t.Errorf("the clock went back from %v to %v", first.Now, now)
+	}
+	if out, err := d.Tool(t, "refresh"); err == nil {
+		t.Errorf("a back end that is down was asked:\n%s", out)
+	}
+	harness.Launch(t, environment, "perceptctl", "simulate", "--resume")
+	harness.Until(t, "the back end to be back", d.Ended, func() bool {
+		_, err := d.Tool(t, "refresh")
+		return err == nil
+	})
+	if now := d.Held(t); now.SHA256 == before.SHA256 || now.LastOutcome != api.OutcomeNewer {
+		t.Errorf("%+v", now)
+	}
+}
+
+// Variables that lead to a simulated back end lead to that one alone, or the start says what is wrong with them.
+func TestBackEndOfAnotherProcessIsAsked(t *testing.T) {
+	t.Parallel()
+	const url = simulator.URLVariable + "=http://127.0.0.1:1"
+	for name, environment := range map[string][]string{
+		"do not lead to":     {url},
+		"lead to that":       {url, "IDENTITY_ENDPOINT=http://127.0.0.1:11/msi/token", "IDENTITY_HEADER=secret"},
+		"is not a simulated": {simulator.URLVariable + "=http://192.0.2.1:1"},
+		"two times in nanosec": {url, "IDENTITY_ENDPOINT=http://127.0.0.1:1/msi/token", "IDENTITY_HEADER=secret",
+			simulator.ClockVariable + "=fast"},
+	} {
+		d := harness.NewDaemon(t, harness.SimulatedFor())
+		d.Process = harness.Launch(t, environment, "perceptd", d.Arguments()...)
+		<-d.Ended
+		if status := d.Cmd.ProcessState.ExitCode(); status != 1 || !strings.Contains(d.Text(), name) {
+			t.Errorf("%v: status %d, %s", environment, status, d.Text())
+		}
+	}
+	_, environment := harness.StartSimulator(t, "app-service")
+	d := harness.NewDaemon(t, strings.Replace(harness.SimulatedFor(), `kind = "simulated"`,
+		"kind = \"simulated\"\nspeed = 60", 1))
+	d.Process = harness.Launch(t, environment, "perceptd", d.Arguments()...)
+	if <-d.Ended; !strings.Contains(d.Text(), "give them to perceptctl simulate") {
+		t.Error(d.Text())
 	}
 }
 
