@@ -103,7 +103,7 @@ type Agent struct {
 	reports       reports
 }
 
-// New returns a working agent, or the faults of the rules. Close it.
+// New returns a working agent. Elements of the rules with a fault are idle, as Rules.Settle makes them. Close it.
 func New(o Options) (*Agent, error) {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
@@ -111,10 +111,8 @@ func New(o Options) (*Agent, error) {
 	if o.Changed == nil {
 		o.Changed = func() {}
 	}
-	compiled, err := o.Rules.compile()
-	if err != nil {
-		return nil, err
-	}
+	compiled := o.Rules.compile()
+	o.Rules = compiled.Rules
 	a := &Agent{clock: o.Clock.OrRuntime(), log: o.Log, hubLog: BoundedLog(o.Log), changed: o.Changed}
 	a.audit.open(o.Log, a.clock)
 	a.simulated.expected = o.Simulated
@@ -157,8 +155,8 @@ func New(o Options) (*Agent, error) {
 		a.changeSaver.saveRecovered(before)
 	}
 	a.changeSaver.renew()
-	a.cache.SetAlternates(o.Rules.Alternates)
-	a.cache.Retain(compiled.Allows)
+	a.cache.SetAlternates(o.Rules.OtherNames())
+	a.cache.Retain(compiled.keeps)
 	a.rereading.open(a.clock)
 	a.snapshotSaver.open(o.Persistence, a.cache.Snapshot, a.clock, o.Log, a.changed)
 	u.began = a.cache.Record()

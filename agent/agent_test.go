@@ -342,11 +342,17 @@ func TestApply(t *testing.T) {
 		}
 		bad := rules
 		bad.Identities = nil
-		if _, err := a.Apply(bad); err == nil {
-			t.Error("bad rules came in force")
+		if _, err := a.Apply(bad); err != nil {
+			t.Error(err)
+		}
+		if _, err := a.Token(t.Context(), module, requestFor(vault)); codeOf(err) != api.CodeFaultyGrant {
+			t.Errorf("of an identity that is not there: %v", err)
+		}
+		if _, err := a.Apply(rules); err != nil {
+			t.Error(err)
 		}
 		if _, err := a.Token(t.Context(), module, requestFor(vault)); err != nil {
-			t.Errorf("after bad rules: %v", err)
+			t.Errorf("once it is back: %v", err)
 		}
 	})
 }
@@ -504,7 +510,7 @@ func TestDenialsAreLoggedAndCounted(t *testing.T) {
 	}
 }
 
-// A fault in the grants or in a setting refuses the rules as a whole.
+// A fault in the grants or in a setting is found, and keeps no agent from working with the rest.
 func TestBadRules(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -525,9 +531,16 @@ func TestBadRules(t *testing.T) {
 		if !errors.As(err, &fault) || fault.Kind != row.kind || !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%s: %v, want %q", row.kind, err, row.want)
 		}
-		if _, err := agent.New(agent.Options{Rules: rules}); err == nil {
-			t.Errorf("%s: an agent with such rules", row.kind)
+		settled := rules.Settle()
+		if again := settled.Settle(); !reflect.DeepEqual(again, settled) {
+			t.Errorf("%s: settled %+v, settled again %+v", row.kind, settled, again)
 		}
+		a, err := agent.New(agent.Options{Rules: rules})
+		if err != nil {
+			t.Errorf("%s: %v", row.kind, err)
+			continue
+		}
+		a.Close()
 	}
 	if err := edge().Validate(); err != nil {
 		t.Error(err)

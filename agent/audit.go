@@ -170,14 +170,17 @@ func (a *audit) refused(rules *ruleset, caller *grants.Caller, r grants.Request,
 	}
 }
 
-// denied records that no grant allows r, or that a deny rule takes it away.
+// denied records that no grant allows r, that one which decides is faulty, or that a deny rule takes it away.
 func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request, refusal *Error) {
 	r.Resource = grants.TrimScope(r.Resource)
 	asked := r.IdentityText()
 	key := denialKey{access: access{auditKeyOf(caller), asked, r.Resource}}
 	message, reason := MessageDenied, func() string { return rules.WhyNot(caller, r) }
-	if refusal.Code == api.CodeDenied {
+	switch refusal.Code {
+	case api.CodeDenied:
 		message, reason = MessageDeniedByRule, func() string { return refusal.rule }
+	case api.CodeFaultyGrant:
+		reason = refusal.Error
 	}
 	a.mu.Lock()
 	a.forgetGrantsLocked(rules, caller, r)

@@ -469,12 +469,12 @@ func (r *reports) retain(rules *ruleset) {
 		}
 	}
 	for key := range r.refused {
-		if !rules.Allows(key) {
+		if !rules.keeps(key) {
 			delete(r.refused, key)
 		}
 	}
 	for key := range r.fetched {
-		if !rules.Allows(key) {
+		if !rules.keeps(key) {
 			delete(r.fetched, key)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 type Error struct {
 	Code       api.Code
 	Detail     string
-	Choices    []string      // identities to name, with CodeAmbiguous and CodeUnknownIdentity
+	Choices    []string      // identities to name, with CodeAmbiguous, CodeUnknownIdentity, CodeFaultyGrant
 	RetryAfter time.Duration // when asking again may help; zero: unknown or never
 
 	rule string // the deny rule that takes the token away, for the audit; with CodeDenied
@@ -32,7 +32,9 @@ func (e *Error) isInvalid() bool {
 }
 
 // isDenial reports whether the caller may not have what it asks for, by the grants or by a deny rule.
-func (e *Error) isDenial() bool { return e.Code == api.CodeNotGranted || e.Code == api.CodeDenied }
+func (e *Error) isDenial() bool {
+	return e.Code == api.CodeNotGranted || e.Code == api.CodeFaultyGrant || e.Code == api.CodeDenied
+}
 
 // passes reports whether waiting helps.
 func (e *Error) passes() bool {

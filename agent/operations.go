@@ -14,20 +14,19 @@ import (
 	"perceptd/tokencache"
 )
 
-// Apply puts rules in force atomically and returns in words what changed. It drops the tokens of keys that no grant
-// names any more, and tries again at once the keys that failed and a record that could not be read or written.
+// Apply puts rules in force atomically and returns in words what changed. Elements with a fault are idle, as
+// Rules.Settle makes them. It drops the tokens of keys that no grant names any more, and tries again at once the keys
+// that failed and a record that could not be read or written.
 func (a *Agent) Apply(rules Rules) ([]string, error) {
 	a.apply.Lock()
 	defer a.apply.Unlock()
-	compiled, err := rules.compile()
-	if err != nil {
-		return nil, err
-	}
+	compiled := rules.compile()
+	rules = compiled.Rules
 	before := a.putInForce(compiled)
 	a.cache.SetPropagationDelay(rules.Spread)
-	a.cache.SetAlternates(rules.Alternates)
+	a.cache.SetAlternates(rules.OtherNames())
 	a.applyLostEffect(rules)
-	a.cache.Retain(compiled.Allows)
+	a.cache.Retain(compiled.keeps)
 	if _, err := a.prefetch(compiled); err != nil {
 		return nil, err
 	}

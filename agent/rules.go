@@ -25,7 +25,10 @@ const minSDKLife = 20 * time.Minute
 // minutes before its end.
 const staleSDKLife = 25 * time.Minute
 
-const maxSpread = 24 * time.Hour
+const (
+	maxSDKLife = 24 * time.Hour
+	maxSpread  = 24 * time.Hour
+)
 
 // Rules are the grants, and the settings of how tokens that they allow are handed out.
 type Rules struct {
@@ -42,6 +45,9 @@ type Rules struct {
 	// WithholdLost says what becomes of older tokens when the record of policy changes is lost or cannot be read now.
 	// True: they are withheld until they are known to be current. False: they are served, as uncertain.
 	WithholdLost bool
+
+	// NoRules is why no configuration is in force, so that every request is refused. Empty: one is.
+	NoRules string
 }
 
 // SpreadOrDefault returns how long a policy change may take to reach newly issued tokens.
@@ -56,7 +62,7 @@ func (r *Rules) SDKLifeOrDefault() time.Duration { return cmp.Or(r.SDKLife, defa
 // setting is at fault.
 func (r Rules) Validate() error {
 	faults := r.Faults()
-	if r.SDKLife != 0 && (r.SDKLife < minSDKLife || r.SDKLife > 24*time.Hour) {
+	if r.SDKLife != 0 && (r.SDKLife < minSDKLife || r.SDKLife > maxSDKLife) {
 		faults = append(faults, &grants.RuleError{
 			Kind:   "sdk_life",
 			Detail: fmt.Sprintf("sdk_life is %v: it must be between %v and 24h", r.SDKLife, minSDKLife),
@@ -71,6 +77,19 @@ func (r Rules) Validate() error {
 	return errors.Join(faults...)
 }
 
+// Settle returns r with each fault that Validate finds put into the element that has it, as grants.Rules.Settle does. A
+// setting with a fault has the value that hands out the least.
+func (r Rules) Settle() Rules {
+	r.Rules = r.Rules.Settle()
+	if r.SDKLife != 0 && (r.SDKLife < minSDKLife || r.SDKLife > maxSDKLife) {
+		r.SDKLife = minSDKLife
+	}
+	if r.Spread < 0 || r.Spread > maxSpread {
+		r.Spread = maxSpread
+	}
+	return r
+}
+
 // ruleset is Rules in force. It never changes: a reload, or another deny rule, makes a new one.
 type ruleset struct {
 	Rules
@@ -78,15 +97,16 @@ type ruleset struct {
 	denied *deny.List // what takes away what the grants allow
 }
 
-func (r Rules) compile() (*ruleset, error) {
-	if err := r.Validate(); err != nil {
-		return nil, err
-	}
-	return &ruleset{Rules: r, Authorizer: grants.NewAuthorizer(r.Rules)}, nil
+func (r Rules) compile() *ruleset {
+	r = r.Settle()
+	return &ruleset{Rules: r, Authorizer: grants.NewAuthorizer(r.Rules)}
 }
 
 // authorize returns the identity that a request is for, with the grant that allows it, or why caller may not have it.
 func (s *ruleset) authorize(caller *grants.Caller, r grants.Request) (grants.GrantedIdentity, *Error) {
+	if s.NoRules != "" {
+		return grants.GrantedIdentity{}, noRulesError(s.NoRules)
+	}
 	if why := s.denied.Lost(); why != "" {
 		return grants.GrantedIdentity{}, lostError(why)
 	}
@@ -98,6 +118,15 @@ func (s *ruleset) authorize(caller *grants.Caller, r grants.Request) (grants.Gra
 		return grants.GrantedIdentity{}, deniedError(rule, caller, granted.Identity, r.Resource)
 	}
 	return granted, nil
+}
+
+// noRulesRetryAfter is when to ask again while no configuration is in force: a person has to mend it.
+const noRulesRetryAfter = 30 * time.Second
+
+// noRulesError is what every request is answered while no configuration is in force.
+func noRulesError(why string) *Error {
+	return &Error{Code: api.CodeNoConfiguration, RetryAfter: noRulesRetryAfter, Detail: fmt.Sprintf(
+		"no configuration is in force, so that no token is handed out: %s", why)}
 }
 
 // deniesAll reports whether no caller whatever gets the token of a key.
@@ -119,6 +148,7 @@ var codeOfDenial = map[error]api.Code{
 	grants.ErrUnknownIdentity:   api.CodeUnknownIdentity,
 	grants.ErrAmbiguousIdentity: api.CodeAmbiguous,
 	grants.ErrNotGranted:        api.CodeNotGranted,
+	grants.ErrFaulty:            api.CodeFaultyGrant,
 }
 
 // unknownIdentity refuses a name that no identity has.
@@ -181,8 +211,11 @@ func (s *ruleset) matching(cached []tokencache.Status, identity, resource string
 	return keys
 }
 
-// allowed returns m without the keys that no grant allows any more. Their tombstones stay: a token that comes again
-// counts as received when it was first.
+// keeps reports whether the token of a key is kept: it may be allowed, now or once faults are mended.
+func (s *ruleset) keeps(key tokencache.Key) bool { return s.NoRules != "" || s.Keeps(key) }
+
+// allowed returns m without the keys that no grant allows any more, not even one with a fault. Their tombstones stay: a
+// token that comes again counts as received when it was first.
 func (s *ruleset) allowed(m *tokencache.Snapshot) *tokencache.Snapshot {
 	if m == nil {
 		return nil
@@ -190,7 +223,7 @@ func (s *ruleset) allowed(m *tokencache.Snapshot) *tokencache.Snapshot {
 	left := *m
 	left.Keys, left.Tombstones = nil, slices.Clone(m.Tombstones)
 	for _, r := range m.Keys {
-		if s.Allows(r.Key) {
+		if s.keeps(r.Key) {
 			left.Keys = append(left.Keys, r)
 		} else if b, ok := r.Tombstone(); ok {
 			left.Tombstones = append(left.Tombstones, b)
@@ -226,7 +259,7 @@ func (a *Agent) Decide(caller grants.Caller, r grants.Request) (grants.Decision,
 	r.Resource = grants.TrimScope(r.Resource)
 	rules := a.rulesNow()
 	d := rules.Decide(&caller, r)
-	if !d.Allowed {
+	if !d.Allowed && rules.NoRules == "" {
 		return d, refusalOf(d.Denial)
 	}
 	_, refusal := rules.authorize(&caller, r)

@@ -65,6 +65,8 @@ const (
 	CodeUnknownIdentity Code = "unknown_identity"    // 400: no such identity in the configuration
 	CodeAmbiguous       Code = "ambiguous_identity"  // 400: several identities are granted; name one
 	CodeNotGranted      Code = "not_granted"         // 403: no grant names this caller, identity and resource
+	CodeFaultyGrant     Code = "faulty_grant"        // 403: what decides about it is faulty in the configuration
+	CodeNoConfiguration Code = "no_configuration"    // 503: no configuration is in force, and why
 	CodeUnknownCaller   Code = "unknown_caller"      // 403: who is calling could not be proved
 	CodeAskAgain        Code = "ask_again"           // 503: the next request on the connection proves the caller
 	CodeShortLife       Code = "short_life"          // 503: min_ttl is more than the newest token has left
@@ -453,6 +455,9 @@ type IdentityStatus struct {
 	Default  bool   `json:"default"`
 	Selector string `json:"selector"` // "system-assigned", "client_id 0000…"
 	Grants   int    `json:"grants"`   // how many grants name it
+
+	Place string `json:"place,omitempty"` // file and line
+	Fault string `json:"fault,omitempty"` // why no caller gets its tokens; absent: it is sound
 
 	Principal *Principal `json:"principal,omitempty"` // absent: no token has said so yet
 }

@@ -60,6 +60,7 @@ type Grant struct {
 	Identity  string   `json:"identity"`
 	Resources []string `json:"resources"`
 	Prefetch  bool     `json:"prefetch,omitempty"`
+	Fault     string   `json:"fault,omitempty"` // why it is idle: it decides, and gives nothing; absent: it is sound
 
 	// Denied are those of Resources that the caller, or each that the grant is for, is denied by deny rules, or since
 	// their record is lost.

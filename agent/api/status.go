@@ -7,6 +7,8 @@ var StatusOf = map[Code]int{
 	CodeUnknownIdentity:  400,
 	CodeAmbiguous:        400,
 	CodeNotGranted:       403,
+	CodeFaultyGrant:      403,
+	CodeNoConfiguration:  503,
 	CodeShortLife:        503,
 	CodeThrottled:        503,
 	CodeUnreachable:      503,

@@ -35,10 +35,14 @@ func NewSecrets(root [32]byte) *Secrets {
 	return s
 }
 
-// SetGrants makes the secrets of these grants valid, and no others.
+// SetGrants makes the secrets of these grants valid, and no others. A grant of which it is not understood whom it is
+// for has none.
 func (s *Secrets) SetGrants(all []grants.Ref) {
 	subjects := make(map[[sha256.Size]byte]grants.Match)
 	for i := range all {
+		if all[i].Unclear != 0 {
+			continue
+		}
 		match := all[i].Caller
 		subjects[sha256.Sum256([]byte(s.Header(match)))] = match
 	}

@@ -56,9 +56,12 @@ func (n Names) compile(rule Rule) standing {
 	}
 	if rule.Identity != "" {
 		i := slices.IndexFunc(n.Rules.Identities, func(i grants.Identity) bool { return i.Name == rule.Identity })
-		if i < 0 {
+		switch {
+		case i < 0:
 			s.idle = cmp.Or(s.idle, "no [[identity]] of the configuration is named "+rule.Identity)
-		} else {
+		case n.Rules.Identities[i].Fault != "": // nor is it known how the back end is asked for it
+			s.idle = cmp.Or(s.idle, n.Rules.Identities[i].String()+" is faulty, and no caller gets its tokens")
+		default:
 			s.selector = selectorOf(n.Rules.Identities[i])
 		}
 	}
@@ -91,9 +94,10 @@ func (n Names) setUser(s *standing) {
 // spellings returns the canonical forms of all that goes by a resource's name, itself included and in order; none where
 // it has no other names.
 func (n Names) spellings(resource string) (all []string) {
-	for one, others := range n.Rules.Alternates {
+	alternates := n.Rules.OtherNames()
+	for one, others := range alternates {
 		for _, name := range append([]string{one}, others...) {
-			if tokencache.GoesBy(n.Rules.Alternates, resource, name) {
+			if tokencache.GoesBy(alternates, resource, name) {
 				all = append(all, tokencache.Canonical(name))
 			}
 		}

@@ -18,6 +18,9 @@ type Authorizer struct {
 	keys     map[tokencache.Key]*Identity // every key that some grant allows
 	prefetch []tokencache.Key
 
+	idle    []int // indexes of the idle grants
+	unclear Kinds // of caller that some idle grant may be for
+
 	resources []string // that grants name, or that are alternates, in order
 }
 
@@ -32,10 +35,20 @@ func (g GrantedIdentity) in(all []GrantedIdentity) bool {
 	return slices.ContainsFunc(all, func(other GrantedIdentity) bool { return other.Identity == g.Identity })
 }
 
+// namesOf returns the names of identities, in order.
+func namesOf(granted []GrantedIdentity) []string {
+	var names []string
+	for _, one := range granted {
+		names = append(names, one.Identity.Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
 // resources is what the grants for one subject allow: the identities for each resource.
 type resources map[string][]GrantedIdentity
 
-// NewAuthorizer returns an Authorizer for rules without faults.
+// NewAuthorizer returns an Authorizer for rules without faults, or settled ones.
 func NewAuthorizer(rules Rules) *Authorizer {
 	a := &Authorizer{
 		rules:     rules,
@@ -49,27 +62,24 @@ func NewAuthorizer(rules Rules) *Authorizer {
 	return a
 }
 
-// resources returns the resources that grants name or that are alternates, in order.
-func (r Rules) resources() []string {
-	var all []string
-	for _, grant := range r.Grants {
-		all = append(all, grant.Resources...)
-	}
-	for resource, alternates := range r.Alternates {
-		all = append(append(all, resource), alternates...)
-	}
-	slices.Sort(all)
-	return slices.Compact(all)
-}
-
 // add indexes the grant with that index.
 func (a *Authorizer) add(index int) {
 	grant := &a.rules.Grants[index]
-	identity := a.Named(grant.Identity)
+	if grant.Fault != "" {
+		a.idle = append(a.idle, index)
+		a.unclear |= grant.Unclear
+	}
+	if grant.Fault != "" && grant.Unclear != 0 {
+		return
+	}
 	subject := grant.Caller.Subject()
 	if a.granted[subject] == nil {
 		a.granted[subject] = make(resources)
 	}
+	if grant.Fault != "" {
+		return
+	}
+	identity := a.Named(grant.Identity)
 	for _, resource := range grant.Resources {
 		one := GrantedIdentity{Identity: identity, Grant: index}
 		if !one.in(a.granted[subject][resource]) {
@@ -81,6 +91,37 @@ func (a *Authorizer) add(index int) {
 			a.prefetch = append(a.prefetch, key)
 		}
 	}
+}
+
+// deciding appends to found the subjects that the caller matches, of the most specific kind that has grants for it. by
+// is that kind: zero if no grant is for the caller. Without subjects an idle grant decides, which may be of that kind.
+func (a *Authorizer) deciding(c *Caller, found []Subject) (subjects []Subject, by kind) {
+	if a.isOfIdleModule(c) {
+		return found, 0
+	}
+	for s := range c.subjects {
+		if s.kind != by {
+			if len(found) > 0 || a.unclear.has(by) {
+				return found, by // what follows is less specific
+			}
+			by = s.kind
+		}
+		if a.granted[s] != nil && !slices.Contains(found, s) {
+			found = append(found, s)
+		}
+	}
+	if len(found) == 0 && !a.unclear.has(by) {
+		by = 0
+	}
+	return found, by
+}
+
+// isOfIdleModule reports whether c runs in a container whose module is faulty, as far as that is understood.
+func (a *Authorizer) isOfIdleModule(c *Caller) bool {
+	if c.Container == nil {
+		return false
+	}
+	return a.rules.AnyContainerIdle && c.Module == "" || slices.Contains(a.rules.IdleContainers, c.Container.Name)
 }
 
 // Named returns the identity with that name, or nil.
@@ -109,13 +150,34 @@ func (a *Authorizer) Keys() iter.Seq2[tokencache.Key, *Identity] { return maps.A
 // IdentityOf returns the identity of a key, or nil if no grant allows that key.
 func (a *Authorizer) IdentityOf(key tokencache.Key) *Identity { return a.keys[key] }
 
-// Allows reports whether some grant allows key.
-func (a *Authorizer) Allows(key tokencache.Key) bool { return a.keys[key] != nil }
+// Keeps reports whether a token of key is to be kept: some grant allows it, or an idle one may, once it is mended.
+func (a *Authorizer) Keeps(key tokencache.Key) bool {
+	return a.keys[key] != nil || slices.ContainsFunc(a.idle, func(index int) bool { return a.mayAllow(index, key) })
+}
+
+// mayAllow reports whether the idle grant with that index may allow key, once it is mended.
+func (a *Authorizer) mayAllow(index int, key tokencache.Key) bool {
+	grant := &a.rules.Grants[index]
+	identity := a.Named(grant.Identity)
+	isUnderstood := identity != nil && identity.Fault == ""
+	return grant.mayName(key.Resource) && (!isUnderstood || identity.Selector() == key.Selector)
+}
+
+// mayName reports whether an idle grant may name resource.
+func (g *Grant) mayName(resource string) bool {
+	return g.AnyResource || slices.Contains(g.Resources, resource)
+}
 
 // Prefetch returns the keys to fetch before any caller asks. The caller must not modify it.
 func (a *Authorizer) Prefetch() []tokencache.Key { return a.prefetch }
 
-// HasGrants reports whether some grant is for s.
+// MayNameAny reports whether it is not understood which resources the rules name.
+func (a *Authorizer) MayNameAny() bool {
+	isUnclear := func(index int) bool { return a.rules.Grants[index].AnyResource }
+	return a.rules.AnyAlternate || slices.ContainsFunc(a.idle, isUnclear)
+}
+
+// HasGrants reports whether some grant is for s, an idle one included.
 func (a *Authorizer) HasGrants(s Subject) bool { return a.granted[s] != nil }
 
 // Resources returns the resources that grants name or that are alternates, in order. The caller must not modify it.
@@ -165,7 +227,7 @@ func (a *Authorizer) Refs() []Ref {
 // UselessAlternates names in words the alternates for which no caller can get a token, since no caller's grants name
 // both URIs with the same identity.
 func (r Rules) UselessAlternates() []string {
-	a := NewAuthorizer(r)
+	a := NewAuthorizer(r.Settle())
 	var all []string
 	for _, resource := range slices.Sorted(maps.Keys(r.Alternates)) {
 		for _, alternate := range r.Alternates[resource] {
@@ -199,7 +261,7 @@ func (a *Authorizer) Changes(before *Authorizer) []string {
 		switch {
 		case old == nil:
 			all = append(all, fmt.Sprintf("identity %q added", identity.Name))
-		case *old != identity:
+		case !old.isSame(identity):
 			all = append(all, fmt.Sprintf("identity %q changed", identity.Name))
 		}
 	}
@@ -222,10 +284,19 @@ func (a *Authorizer) Changes(before *Authorizer) []string {
 	return all
 }
 
+// isSame reports whether i and o are the same but for where they are written.
+func (i Identity) isSame(o Identity) bool {
+	i.Place, o.Place = "", ""
+	return i == o
+}
+
 // allowances returns what the grants allow, one line for each caller, identity and resource.
 func (r Rules) allowances() []string {
 	var all []string
 	for _, grant := range r.Grants {
+		if grant.Fault != "" {
+			continue // it gives nothing
+		}
 		for _, resource := range grant.Resources {
 			line := fmt.Sprintf("%v, identity %q, %s", grant.Caller, grant.Identity, resource)
 			if grant.Prefetch {

@@ -17,6 +17,8 @@ import (
 //     broader kind allows is not added to it. So a grant for a service narrows what its user may have to what that
 //     service needs.
 //   - Grants of the deciding kind add up.
+//   - An idle grant, one with a fault, decides as it would without, and gives nothing. If it is not understood whom it
+//     is for, it decides where no grant of a kind that it may be of is for the caller.
 
 // Request names the token that a caller asks for. It names the identity in at most one of the four ways; in none, the
 // caller's grants choose it.
@@ -69,33 +71,21 @@ var (
 	ErrUnknownIdentity   = errors.New("no such identity is configured")
 	ErrAmbiguousIdentity = errors.New("several identities are granted and none was named")
 	ErrNotGranted        = errors.New("no grant allows it")
+	ErrFaulty            = errors.New("what decides about it is faulty, and gives nothing")
 )
 
 // Denial is why a caller may not have a token.
 type Denial struct {
-	Err     error    // ErrBadResource, ErrUnknownIdentity, ErrAmbiguousIdentity or ErrNotGranted
+	Err     error    // ErrBadResource, ErrUnknownIdentity, ErrAmbiguousIdentity, ErrNotGranted or ErrFaulty
 	Detail  string   // fit for the caller's eyes; says what to do next
 	Choices []string // identities to name, with ErrUnknownIdentity and ErrAmbiguousIdentity
-}
-
-// deciding appends to found the subjects that the caller matches, of the most specific kind that has grants for it.
-func (a *Authorizer) deciding(c *Caller, found []Subject) []Subject {
-	for s := range c.subjects {
-		if len(found) > 0 && s.kind != found[0].kind {
-			break // what follows is less specific
-		}
-		if a.granted[s] != nil && !slices.Contains(found, s) {
-			found = append(found, s)
-		}
-	}
-	return found
 }
 
 // SubjectOf returns the first of the subjects whose grants decide about caller; zero if no grant is for it. There are
 // no more of them than the grants name, so that a caller's requests can be counted under it.
 func (a *Authorizer) SubjectOf(caller *Caller) Subject {
 	var room [4]Subject
-	if found := a.deciding(caller, room[:0]); len(found) > 0 {
+	if found, _ := a.deciding(caller, room[:0]); len(found) > 0 {
 		return found[0]
 	}
 	return Subject{}
@@ -105,7 +95,8 @@ func (a *Authorizer) SubjectOf(caller *Caller) Subject {
 func (a *Authorizer) grantedTo(caller *Caller, resource string) []GrantedIdentity {
 	var room [4]Subject
 	var all []GrantedIdentity
-	for i, subject := range a.deciding(caller, room[:0]) {
+	subjects, _ := a.deciding(caller, room[:0])
+	for i, subject := range subjects {
 		granted := a.granted[subject][resource]
 		if i == 0 {
 			all = slices.Clip(granted) // most callers match one subject: its list is shared, and copied before it grows
@@ -146,16 +137,19 @@ func (a *Authorizer) Authorize(caller *Caller, r Request) (GrantedIdentity, *Den
 	if r.NamesIdentity() {
 		return a.chooseNamed(caller, r, granted)
 	}
-	switch len(granted) {
-	case 0:
-		return GrantedIdentity{}, a.notGranted(caller, r.Resource, "")
-	case 1:
-		return granted[0], nil
-	}
 	for _, one := range granted {
 		if one.Identity.Default {
 			return one, nil
 		}
+	}
+	switch len(granted) {
+	case 0:
+		return GrantedIdentity{}, a.nothingGranted(caller, r.Resource, nil)
+	case 1:
+		if grant := a.mayGiveAnother(caller, r.Resource, granted[0].Identity); grant != nil {
+			return GrantedIdentity{}, unclearIdentity(grant, caller, granted)
+		}
+		return granted[0], nil
 	}
 	names := namesOf(granted)
 	return GrantedIdentity{}, &Denial{
@@ -172,12 +166,15 @@ func (a *Authorizer) chooseNamed(caller *Caller, r Request, granted []GrantedIde
 		if !r.Names(identity) {
 			continue
 		}
+		if identity.Fault != "" {
+			return GrantedIdentity{}, idleIdentity(identity)
+		}
 		for _, one := range granted {
 			if one.Identity == identity {
 				return one, nil
 			}
 		}
-		return GrantedIdentity{}, a.notGranted(caller, r.Resource, identity.Name)
+		return GrantedIdentity{}, a.nothingGranted(caller, r.Resource, identity)
 	}
 	return GrantedIdentity{}, &Denial{Err: ErrUnknownIdentity, Detail: a.notFound(r), Choices: namesOf(granted)}
 }
@@ -194,19 +191,18 @@ func (a *Authorizer) notFound(r Request) string {
 	return text
 }
 
-func namesOf(granted []GrantedIdentity) []string {
-	var names []string
-	for _, one := range granted {
-		names = append(names, one.Identity.Name)
+// nothingGranted says that caller has no token of identity for resource; nil: of any. The reason is an idle grant or
+// module, or that no grant allows it.
+func (a *Authorizer) nothingGranted(caller *Caller, resource string, identity *Identity) *Denial {
+	if a.isOfIdleModule(caller) {
+		return idleModule(caller)
 	}
-	slices.Sort(names)
-	return names
-}
-
-func (a *Authorizer) notGranted(caller *Caller, resource, identity string) *Denial {
+	if grant := a.mayGive(caller, resource, identity); grant != nil {
+		return idleGrant(grant, caller)
+	}
 	of := ""
-	if identity != "" {
-		of = fmt.Sprintf(" of identity %q", identity)
+	if identity != nil {
+		of = fmt.Sprintf(" of identity %q", identity.Name)
 	}
 	return &Denial{
 		Err: ErrNotGranted,
@@ -218,7 +214,8 @@ func (a *Authorizer) notGranted(caller *Caller, resource, identity string) *Deni
 // butAs adds to a denial that the caller has the resource granted in another spelling, if it has.
 func (a *Authorizer) butAs(caller *Caller, resource string) string {
 	var room [4]Subject
-	for _, subject := range a.deciding(caller, room[:0]) {
+	subjects, _ := a.deciding(caller, room[:0])
+	for _, subject := range subjects {
 		other := spelling(slices.Sorted(maps.Keys(a.granted[subject])), resource)
 		if other != "" && other != resource {
 			return fmt.Sprintf("; granted is %s, and the back end takes another spelling for another resource", other)
@@ -271,19 +268,28 @@ func (a *Authorizer) Decide(caller *Caller, r Request) Decision {
 	return d
 }
 
-// evaluations returns the grants that are for the caller.
+// evaluations returns the grants that are for the caller, or may be.
 func (a *Authorizer) evaluations(caller *Caller, r Request) []Evaluation {
 	var room [4]Subject
-	deciding := a.deciding(caller, room[:0])
+	deciding, by := a.deciding(caller, room[:0])
 	var all []Evaluation
 	for i := range a.rules.Grants {
-		subject := a.rules.Grants[i].Caller.Subject()
-		if !subject.matches(caller) {
+		e := Evaluation{Ref: *a.Ref(i)}
+		subject := e.Caller.Subject()
+		switch {
+		case e.Unclear != 0:
+			if !e.Unclear.mayBeFor(caller) {
+				continue
+			}
+			e.Decides = e.Unclear.has(by)
+		case !subject.matches(caller):
 			continue
+		default:
+			e.Decides = slices.Contains(deciding, subject)
 		}
-		e := Evaluation{Ref: *a.Ref(i), Decides: slices.Contains(deciding, subject)}
-		e.Allows = slices.Contains(e.Resources, r.Resource) && (!r.NamesIdentity() || r.Names(a.Named(e.Identity)))
-		e.Why = e.role(deciding[0].kind, r.Resource)
+		e.Allows = e.Fault == "" && slices.Contains(e.Resources, r.Resource) &&
+			(!r.NamesIdentity() || r.Names(a.Named(e.Identity)))
+		e.Why = e.role(by, r.Resource)
 		all = append(all, e)
 	}
 	return all
@@ -292,6 +298,12 @@ func (a *Authorizer) evaluations(caller *Caller, r Request) []Evaluation {
 // role says what a grant does to the decision.
 func (e *Evaluation) role(deciding kind, resource string) string {
 	switch {
+	case deciding == 0:
+		return "does not count: the [[module]] of this container is faulty"
+	case e.Decides && e.Unclear != 0:
+		return "is faulty, may be for this caller, decides and gives nothing: " + e.Fault
+	case e.Decides && e.Fault != "":
+		return "is faulty, decides and gives nothing: " + e.Fault
 	case !e.Decides && e.Allows:
 		return fmt.Sprintf("would allow it, but a grant by %v is more specific and decides alone", deciding)
 	case !e.Decides:

@@ -3,6 +3,7 @@ package grants
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"regexp"
 	"strings"
 )
@@ -84,6 +85,33 @@ func (k kind) String() string {
 	return [...]string{"nothing", "module", "unit", "container_image", "user or uid", "group or gid"}[k]
 }
 
+// Kinds is a set of the kinds of caller that a grant can be for.
+type Kinds uint8
+
+const (
+	Modules Kinds = 1 << iota
+	Units
+	Images
+	Users
+	Groups
+
+	AllKinds = Modules | Units | Images | Users | Groups
+)
+
+// has reports whether k is one of the kinds.
+func (k Kinds) has(one kind) bool { return one != 0 && k>>(one-byModule)&1 != 0 }
+
+// String names the kinds as grants do: "module, unit".
+func (k Kinds) String() string {
+	var all []string
+	for one := byModule; one <= byGID; one++ {
+		if k.has(one) {
+			all = append(all, one.String())
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
 // Subject is the module, unit, image, user or group that a grant is for. Subjects can be compared, and the zero value
 // matches no caller.
 type Subject struct {
@@ -137,15 +165,17 @@ func (s Subject) matches(c *Caller) bool {
 	return false
 }
 
-// names counts the ways in which m names callers: one is right.
-func (m Match) names() int {
-	n := 0
-	for _, named := range [...]bool{m.Module != "", m.Unit != "", m.Image != "", m.UID != nil, m.GID != nil} {
+// kinds returns the kinds of caller that m names, of which one is right. A match that names none may mean any.
+func (m Match) kinds() (all Kinds) {
+	for i, named := range [...]bool{m.Module != "", m.Unit != "", m.Image != "", m.UID != nil, m.GID != nil} {
 		if named {
-			n++
+			all |= Modules << i
 		}
 	}
-	return n
+	if all == 0 {
+		return AllKinds
+	}
+	return all
 }
 
 const maxUnit = 255 // systemd's own limit for a unit's name
@@ -171,7 +201,7 @@ func UnitName(name string) string {
 // Check returns what is wrong with m, or nil.
 func (m Match) Check() error {
 	switch {
-	case m.names() != 1:
+	case bits.OnesCount8(uint8(m.kinds())) != 1:
 		return errors.New("a grant's caller is exactly one of module, unit, container_image, user, uid, group and gid")
 	case m.Module != "" && !validName.MatchString(m.Module):
 		return fmt.Errorf("module name %q: letters, digits, dot, dash and underscore, at most 63", m.Module)

@@ -20,6 +20,20 @@ type Identity struct {
 	ClientID   string
 	ObjectID   string
 	ResourceID string
+	Place      string // where the identity is written, for people; may be empty
+
+	// Fault is why the identity is idle: no caller gets its tokens, and no other identity is the default while it may
+	// be. Name and IDs are as far as they were understood, and Default is also true where it cannot be told. Empty: the
+	// identity is sound.
+	Fault string
+}
+
+// String names the identity so that people find it.
+func (i Identity) String() string {
+	if i.Place == "" {
+		return fmt.Sprintf("identity %q", i.Name)
+	}
+	return fmt.Sprintf("identity %q (%s)", i.Name, i.Place)
 }
 
 // Selector returns what the source is asked with.
@@ -42,6 +56,15 @@ type Grant struct {
 	Resources []string // App ID URIs, matched byte for byte
 	Prefetch  bool     // fetch the token before any caller asks, and never evict it
 	Place     string   // where the grant is written, for people; may be empty
+
+	// Fault is why the grant is idle. It still decides for its caller, by its kind, and gives nothing, so that no
+	// broader grant takes over. Identity and Resources are as far as they were understood. Empty: the grant is sound.
+	Fault string
+	// Unclear are the kinds of caller that an idle grant may be for, where its caller is not understood: then each
+	// broader kind gives nothing either. Zero: it is for Caller.
+	Unclear Kinds
+	// AnyResource is true if it is not understood which resources an idle grant names. It may be any beside Resources.
+	AnyResource bool
 }
 
 // Rules are all identities and grants. No grant, no token.
@@ -50,8 +73,20 @@ type Rules struct {
 	Grants     []Grant
 
 	// Alternates names, for a resource, other App ID URIs that it accepts tokens for. A caller whose grants name both
-	// with the same identity may get the token of one while the resource's own is not current.
+	// with the same identity may get the token of one while the resource's own is not current. What is denied or
+	// revoked by one of these names is so by all.
 	Alternates map[string][]string
+	// IdleAlternates are those of faulty entries, as far as they were understood: none gets the token of another by
+	// them, but what is denied or revoked by one name is so by all.
+	IdleAlternates map[string][]string
+	// AnyAlternate is true if some faulty entry is not understood: each resource may go by the name of each other one.
+	AnyAlternate bool
+
+	// IdleContainers are the names of containers whose module is faulty. They match no grant.
+	IdleContainers []string
+	// AnyContainerIdle is true if it is not understood of which container some faulty module is. A container then
+	// matches no grant, except on a module's own socket.
+	AnyContainerIdle bool
 }
 
 const maxAlternates = 8 // of one resource
@@ -61,6 +96,9 @@ type RuleError struct {
 	Kind   string // "identity", "grant" or "resource" (an entry of Alternates, in their order); or a setting's name
 	Index  int    // from 0, within its kind
 	Detail string
+
+	With   []int // the other elements of its kind that have the fault as well: two of one name
+	IsMild bool  // the element can be in force all the same, if it is not the default, or not prefetched
 }
 
 func (e *RuleError) Error() string { return e.Detail }
@@ -76,26 +114,38 @@ func IsName(text string) bool { return validName.MatchString(text) }
 // IsGUID reports whether text is a GUID, as identities, applications and tenants have one.
 func IsGUID(text string) bool { return validGUID.MatchString(text) }
 
-// addFault adds a *RuleError to a list.
-type addFault func(kind string, index int, format string, args ...any)
+// faultList collects faults of rules.
+type faultList []*RuleError
 
-// Faults returns every fault in r as a *RuleError.
+func (l *faultList) add(kind string, index int, format string, args ...any) *RuleError {
+	fault := &RuleError{Kind: kind, Index: index, Detail: fmt.Sprintf(format, args...)}
+	*l = append(*l, fault)
+	return fault
+}
+
+// Faults returns as *RuleErrors every fault in r that is not in its elements' Fault already.
 func (r Rules) Faults() (faults []error) {
-	add := func(kind string, index int, format string, args ...any) {
-		faults = append(faults, &RuleError{Kind: kind, Index: index, Detail: fmt.Sprintf(format, args...)})
+	for _, fault := range r.faults() {
+		faults = append(faults, fault)
 	}
-	r.checkIdentities(add)
-	r.checkGrants(add)
+	return faults
+}
+
+func (r Rules) faults() faultList {
+	var all faultList
+	r.checkIdentities(&all)
+	r.checkGrants(&all)
 	if n := r.prefetched(); n > tokencache.MaxKeys {
-		add("grant", len(r.Grants)-1,
+		fault := all.add("grant", len(r.Grants)-1,
 			"%d tokens are to be prefetched: at most %d can be; take prefetch off some grants", n, tokencache.MaxKeys)
+		fault.IsMild = true
 	}
 	for i, resource := range slices.Sorted(maps.Keys(r.Alternates)) {
 		if err := CheckAlternates(resource, r.Alternates[resource]); err != nil {
-			add("resource", i, "%v", err)
+			all.add("resource", i, "%v", err)
 		}
 	}
-	return faults
+	return all
 }
 
 // CheckAlternates returns what is wrong with the other App ID URIs that a resource is said to accept, or nil.
@@ -134,51 +184,65 @@ func checkPlainResource(resource string) error {
 	return nil
 }
 
-func (r Rules) checkIdentities(add addFault) {
+func (r Rules) checkIdentities(all *faultList) {
 	if len(r.Identities) == 0 {
-		add("identity", 0, "no [[identity]] is configured: name at least one")
+		all.add("identity", 0, "no [[identity]] is configured: name at least one")
 	}
-	names := make(map[string]bool)
-	selectors := make(map[string]string) // lower-case "kind id" → identity's name
-	defaults := 0
+	names := make(map[string]int)     // → index
+	selectors := make(map[string]int) // lower-case "kind id" → index
+	firstDefault := -1
 	for i, identity := range r.Identities {
-		if !validName.MatchString(identity.Name) {
-			add("identity", i, "identity name %q: letters, digits, dot, dash and underscore, at most 63", identity.Name)
+		if identity.Fault == "" {
+			identity.check(all, i)
 		}
-		if names[identity.Name] {
-			add("identity", i, "identity %q is there twice", identity.Name)
-		}
-		names[identity.Name] = true
-		if identity.Default {
-			if defaults++; defaults > 1 {
-				add("identity", i, "identity %q is a second default: only one may be", identity.Name)
+		both := func(other int, format string, args ...any) {
+			if identity.Fault == "" || r.Identities[other].Fault == "" {
+				all.add("identity", i, format, args...).With = []int{other}
 			}
 		}
-		for _, id := range []struct{ field, value string }{
-			{"client_id", identity.ClientID}, {"object_id", identity.ObjectID},
-		} {
-			if id.value != "" && !IsGUID(id.value) {
-				add("identity", i, "identity %q: %s %q is no GUID", identity.Name, id.field, id.value)
-			}
+		if other, taken := names[identity.Name]; taken {
+			both(other, "identity %q is there twice", identity.Name)
 		}
-		if identity.ResourceID != "" && !strings.HasPrefix(identity.ResourceID, "/subscriptions/") {
-			add("identity", i, "identity %q: resource_id %q must begin with /subscriptions/",
-				identity.Name, identity.ResourceID)
+		if identity.Name != "" || identity.Fault == "" {
+			names[identity.Name] = i
+		}
+		if identity.Default && identity.Fault == "" {
+			if firstDefault >= 0 {
+				fault := all.add("identity", i, "identity %q is a second default: only one may be", identity.Name)
+				fault.With, fault.IsMild = []int{firstDefault}, true
+			}
+			firstDefault = i
 		}
 		for _, selector := range identity.selectors() {
 			switch other, taken := selectors[selector]; {
 			case taken && selector == tokencache.Selector{}.String():
-				add("identity", i, "identities %q and %q are both the system-assigned one, which a device has once: "+
-					"give one of them a client_id, object_id or resource_id", other, identity.Name)
+				both(other, "identities %q and %q are both the system-assigned one, which a device has once: "+
+					"give one of them a client_id, object_id or resource_id", r.Identities[other].Name, identity.Name)
 			case taken:
-				add("identity", i, "identities %q and %q have the same %s", other, identity.Name, selector)
+				both(other, "identities %q and %q have the same %s", r.Identities[other].Name, identity.Name, selector)
 			}
-			selectors[selector] = identity.Name
+			selectors[selector] = i
 		}
 	}
 }
 
-// selectors returns every ID that i may be selected by, in a form that can be compared.
+// check finds what is wrong with i alone.
+func (i Identity) check(all *faultList, index int) {
+	if !validName.MatchString(i.Name) {
+		all.add("identity", index, "identity name %q: letters, digits, dot, dash and underscore, at most 63", i.Name)
+	}
+	for _, id := range []struct{ field, value string }{{"client_id", i.ClientID}, {"object_id", i.ObjectID}} {
+		if id.value != "" && !IsGUID(id.value) {
+			all.add("identity", index, "identity %q: %s %q is no GUID", i.Name, id.field, id.value)
+		}
+	}
+	if i.ResourceID != "" && !strings.HasPrefix(i.ResourceID, "/subscriptions/") {
+		all.add("identity", index, "identity %q: resource_id %q must begin with /subscriptions/", i.Name, i.ResourceID)
+	}
+}
+
+// selectors returns every ID that i may be selected by, in a form that can be compared. Of an idle identity without an
+// ID it is not known whether it is the system-assigned one.
 func (i Identity) selectors() []string {
 	var all []string
 	for _, s := range []tokencache.Selector{
@@ -190,7 +254,7 @@ func (i Identity) selectors() []string {
 			all = append(all, strings.ToLower(s.String()))
 		}
 	}
-	if len(all) == 0 {
+	if len(all) == 0 && i.Fault == "" {
 		all = []string{tokencache.Selector{}.String()}
 	}
 	return all
@@ -202,7 +266,7 @@ func (r Rules) prefetched() int {
 	all := make(map[wanted]bool)
 	for _, grant := range r.Grants {
 		for _, resource := range grant.Resources {
-			if grant.Prefetch {
+			if grant.Prefetch && grant.Fault == "" {
 				all[wanted{grant.Identity, resource}] = true
 			}
 		}
@@ -210,24 +274,44 @@ func (r Rules) prefetched() int {
 	return len(all)
 }
 
-func (r Rules) checkGrants(add addFault) {
+func (r Rules) checkGrants(all *faultList) {
 	for i, grant := range r.Grants {
+		if grant.Fault != "" {
+			continue
+		}
 		named := slices.ContainsFunc(r.Identities, func(id Identity) bool { return id.Name == grant.Identity })
 		if !named {
-			add("grant", i, "the grant for %s names identity %q, which is not configured", grant.Caller, grant.Identity)
+			all.add("grant", i, "the grant for %s names identity %q, which is not configured",
+				grant.Caller, grant.Identity)
 		}
 		if err := grant.Caller.Check(); err != nil {
-			add("grant", i, "%v", err)
+			all.add("grant", i, "%v", err)
 		}
 		if len(grant.Resources) == 0 {
-			add("grant", i, "the grant for %s names no resources", grant.Caller)
+			all.add("grant", i, "the grant for %s names no resources", grant.Caller)
 		}
 		for _, resource := range grant.Resources {
 			if err := checkPlainResource(resource); err != nil {
-				add("grant", i, "the grant for %s: %v", grant.Caller, err)
+				all.add("grant", i, "the grant for %s: %v", grant.Caller, err)
 			}
 		}
 	}
+}
+
+// resources returns the resources that grants name or that are alternates, in order.
+func (r Rules) resources() []string {
+	var all []string
+	for _, grant := range r.Grants {
+		all = append(all, grant.Resources...)
+	}
+	for _, alternates := range []map[string][]string{r.Alternates, r.IdleAlternates} {
+		for resource, others := range alternates {
+			all = append(append(all, resource), others...)
+		}
+	}
+	slices.Sort(all)
+	isFaulty := func(resource string) bool { return checkPlainResource(resource) != nil }
+	return slices.DeleteFunc(slices.Compact(all), isFaulty)
 }
 
 // MaxResource bounds a resource's length in bytes. Entra's own limit for an App ID URI is 255.

@@ -140,7 +140,10 @@ func (c *Config) take(doc document, where *positions) error {
 		c.Rules.Spread = cmp.Or(c.Rules.Spread, noSpread)
 	}
 	for _, identity := range doc.Identity {
-		c.Rules.Identities = append(c.Rules.Identities, grants.Identity(identity))
+		c.Rules.Identities = append(c.Rules.Identities, grants.Identity{
+			Name: identity.Name, Default: identity.Default,
+			ClientID: identity.ClientID, ObjectID: identity.ObjectID, ResourceID: identity.ResourceID,
+		})
 	}
 	c.Source.take(doc.Source)
 	c.Loopback.take(doc.Loopback)
