@@ -206,6 +206,10 @@ func (a *Agent) takeTokensUnsaved(u *deferredRecovery) bool {
 	for _, m := range ours {
 		a.cache.Restore(rules.allowed(m))
 	}
+	if len(copies) == 0 {
+		a.log.Info("of the tokens that were kept none can be used: they are fetched anew")
+		return true
+	}
 	a.log.Info("tokens that were kept were read after all",
 		zap.Int("copies", len(copies)), zap.NamedError("still_unread", err))
 	return true

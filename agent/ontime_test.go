@@ -51,6 +51,7 @@ type bootable struct {
 	dir   string
 	fails func(name string) error // what reading a file of dir fails with; nil: nothing
 	key   store.Key
+	late  *atomic.Bool      // the key is away while it is false; nil: the key is there from the start on
 	known []binding.Binding // what the device is known by
 	back  *sticky
 	rules agent.Rules // zero: edge
@@ -59,6 +60,16 @@ type bootable struct {
 	behind time.Duration // which it is by this
 	boots  int
 	began  time.Time // when the last boot did
+}
+
+// errKeyAway is why a key that comes late is not there yet.
+var errKeyAway = errors.New("the TPM is locked out")
+
+func (d *bootable) findKey() (*store.Key, []binding.Binding, error) {
+	if d.late != nil && !d.late.Load() {
+		return nil, nil, errKeyAway
+	}
+	return &d.key, d.known, nil
 }
 
 // fickle is a device's folder.
@@ -106,6 +117,9 @@ func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 			t.Fatal(err)
 		}
 	}
+	if d.late != nil {
+		tokens = store.AwaitTokens(folder, d.findKey)
+	}
 	id := fmt.Sprint("boot ", d.boots)
 	b := store.Recover(record, tokens, nil, func(*tokencache.Snapshot) bool { return true }, id)
 	o := agent.Options{
@@ -115,6 +129,9 @@ func (d *bootable) start(t *testing.T, hasKey bool, f func(a *agent.Agent)) {
 	}
 	if tokens != nil {
 		o.Persistence.Save = tokens.Save
+	}
+	if _, _, away := d.findKey(); away != nil {
+		b.UnreadTokens = away
 	}
 	if o.UnreadTokens = b.UnreadTokens; b.UnreadTokens != nil {
 		o.LoadTokens = func() (all []tokencache.Snapshot, ours []*tokencache.Snapshot, err error) {

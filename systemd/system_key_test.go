@@ -4,7 +4,8 @@ package systemd_test
 
 import (
 	"bytes"
-	"io"
+	"encoding/binary"
+	"encoding/hex"
 	"net"
 	"os"
 	"os/exec"
@@ -16,8 +17,8 @@ import (
 )
 
 // TestSystemCacheKey makes the key of the kept tokens as an administrator does, and looks whether the daemon gets it:
-// in the clear where systemd has no sealed credentials, sealed by the host's key, and by TPMs that are replaced, taken
-// away and hang.
+// in the clear where systemd has no sealed credentials, sealed by the host's key, and by TPMs that are replaced, come
+// late, lock themselves, run out of sessions and hang.
 func TestSystemCacheKey(t *testing.T) {
 	for _, row := range []struct{ release, packages string }{
 		{"bullseye", ""},
@@ -166,7 +167,8 @@ func testKeyOfTheTPM(t *testing.T, m *machine, tpm *tpm) {
 		if exitOf(err) != 5 {
 			t.Errorf("show: %v", err)
 		}
-		wants(t, out, "opened    no: ", "cache-key make --replace")
+		wants(t, strings.Join(strings.Fields(out), " "), "opened no: the TPM does not know the key",
+			"next perceptctl cache-key make --replace")
 	}
 	t.Run("by a TPM", func(t *testing.T) {
 		remake(t, "first")
@@ -184,16 +186,18 @@ func testKeyOfTheTPM(t *testing.T, m *machine, tpm *tpm) {
 			t.Errorf("the status is in no trouble: %v", err)
 		}
 		wants(t, strings.Join(strings.Fields(out), " "),
-			"was not opened: systemctl status perceptd-cache-key tells why")
+			"was not opened: systemctl status perceptd-cache-key tells why",
+			"perceptctl cache-key show says what to do")
 		wants(t, m.must(t, "systemctl", "show", "perceptd", "-p", "StatusText"),
-			"trouble: tokens are not kept over a reboot")
+			"trouble: the tokens that were kept cannot be read now: the key to seal them with, "+sealedKey)
 		if status, _ := m.run(t, "perceptctl", "status", "--json"); strings.Contains(status, `"fetches": 0`) {
 			t.Errorf("tokens were not fetched anew:\n%s", status)
 		}
 		status, _ := m.run(t, "systemctl", "status", "--no-pager", "--full", "perceptd-cache-key")
 		wants(t, status,
-			"the key in "+sealedKey+" cannot be opened, and tokens are not kept over a reboot: systemd-creds decrypt: ",
-			"hint: were the TPM, the mainboard, Secure Boot or the disk changed?", "perceptctl cache-key make --replace")
+			"the key in "+sealedKey+" cannot be opened, and tokens are not kept over a reboot: ",
+			"the TPM does not know the key",
+			"hint: perceptctl cache-key make --replace")
 		t.Log("\n" + status)
 	})
 	t.Run("and made anew", func(t *testing.T) { remake(t, "second") })
@@ -202,20 +206,93 @@ func testKeyOfTheTPM(t *testing.T, m *machine, tpm *tpm) {
 		m.must(t, "systemctl", "restart", "perceptd")
 		m.serves(t, openedKey) // from before: a restart of perceptd asks no TPM
 		m.reboot(t, "systemctl", "reboot")
-		without(t)
+		m.waits(t, "the TPM is not there")
+		t.Run("and comes late", func(t *testing.T) {
+			tpm.power(t, "second")
+			m.takesKeyLate(t)
+		})
 	})
-	t.Run("which is back", func(t *testing.T) {
+	t.Run("which is locked out", func(t *testing.T) {
+		for range 3 { // each loss of power after a use of the key counts as a guess
+			m.must(t, "systemctl", "restart", "perceptd-cache-key")
+			tpm.off(t)
+			tpm.power(t, "second")
+		}
+		m.reboot(t, "systemctl", "reboot")
+		m.waits(t, "the TPM is locked out")
+		if guesses := tpm.guesses(t); guesses != 3 {
+			t.Errorf("%d guesses are counted, and 3 made it lock", guesses)
+		}
+		t.Run("and unlocks", func(t *testing.T) {
+			tpm.unlock(t)
+			m.takesKeyLate(t)
+			if guesses := tpm.guesses(t); guesses != 0 {
+				t.Errorf("tries to open the key count as guesses: %d", guesses)
+			}
+		})
+	})
+	t.Run("which is out of sessions", func(t *testing.T) {
 		tpm.power(t, "second")
-		m.must(t, "systemctl", "restart", "perceptd") // each start tries
-		m.serves(t, openedKey)
+		tpm.takeSessions(t)
+		m.reboot(t, "systemctl", "reboot")
+		m.waits(t, "the TPM is out of sessions or memory")
+		t.Run("and has some again", func(t *testing.T) {
+			tpm.power(t, "second")
+			m.takesKeyLate(t)
+		})
 	})
 	t.Run("which hangs", func(t *testing.T) {
-		m.write(t, "/etc/systemd/system/perceptd-cache-key.service.d/patience.conf", "[Service]\nTimeoutStartSec=2\n")
 		tpm.power(t, "second")
-		tpm.hang(t)
+		tpm.signal(t, syscall.SIGSTOP) // it takes commands and never answers
 		m.reboot(t, "systemctl", "reboot")
-		without(t)
+		m.waits(t, "the TPM does not answer")
+		t.Run("and goes on", func(t *testing.T) {
+			tpm.signal(t, syscall.SIGCONT)
+			m.takesKeyLate(t)
+		})
 	})
+}
+
+// waits checks that the service serves while its key is not open yet, and that each place says why, and to wait.
+func (m *machine) waits(t *testing.T, why string) {
+	t.Helper()
+	m.serves(t, "none")
+	wants(t, m.must(t, "systemctl", "show", "perceptd-cache-key", "-p", "ActiveState,SubState,StatusText"),
+		"ActiveState=active", "SubState=running", "StatusText="+why)
+	show, err := m.run(t, "perceptctl", "cache-key", "show")
+	if exitOf(err) != 5 || strings.Contains(show, "replace") {
+		t.Errorf("show: %v\n%s", err, show)
+	}
+	wants(t, strings.Join(strings.Fields(show), " "), "opened not yet: "+why, "next wait: ")
+	status, err := m.run(t, "perceptctl", "status")
+	if exitOf(err) != 5 || strings.Contains(status, "replace") {
+		t.Errorf("status: %v\n%s", err, status)
+	}
+	for _, said := range []string{status, m.doctor(t)} {
+		wants(t, strings.Join(strings.Fields(said), " "), "is not open yet: "+why,
+			"wait: perceptd-cache-key tries it again")
+	}
+	t.Log("\n" + show)
+}
+
+// takesKeyLate waits until the daemon that runs has opened what it kept, with a key that came by itself.
+func (m *machine) takesKeyLate(t *testing.T) {
+	t.Helper()
+	before := m.pid(t)
+	m.until(t, "the key to be opened", func() bool {
+		state, _ := m.run(t, "systemctl", "show", "perceptd-cache-key", "-p", "SubState,StatusText")
+		return strings.Contains(state, "SubState=exited") && strings.Contains(state, "the key is open")
+	})
+	m.until(t, "perceptd to take the key", func() bool {
+		status, _ := m.run(t, "perceptctl", "status")
+		return strings.Contains(strings.Join(strings.Fields(status), " "), "kept over a restart and a reboot")
+	})
+	wants(t, m.must(t, "journalctl", "-b", "-u", "perceptd", "-o", "cat", "--no-pager"),
+		"tokens that were kept were read after all")
+	if after := m.pid(t); after != before {
+		t.Errorf("main process %s, was %s", after, before)
+	}
+	wants(t, m.must(t, "perceptctl", "cache-key", "show"), "opened    yes")
 }
 
 // serves checks that the service serves, and which key it could read when it started.
@@ -279,19 +356,56 @@ func (p *tpm) power(t *testing.T, state string) {
 // attempt to guess, and locks itself after a few.
 func (p *tpm) shutDown(t *testing.T) {
 	t.Helper()
+	p.command(t, 0x8001, "00000145"+"0000") // TPM2_Shutdown, TPM_SU_CLEAR
+}
+
+// unlock ends a lockout, as time does.
+func (p *tpm) unlock(t *testing.T) {
+	t.Helper()
+	const lockReset = "00000139" // TPM2_DictionaryAttackLockReset
+	p.command(t, 0x8002, lockReset+"4000000a"+"00000009"+"40000009"+"0000"+"00"+"0000")
+}
+
+// guesses returns how many attempts to guess the TPM counts.
+func (p *tpm) guesses(t *testing.T) uint32 {
+	t.Helper()
+	const lockoutCounter = "0000020e"
+	answer := p.command(t, 0x8001, "0000017a"+"00000006"+lockoutCounter+"00000001") // TPM2_GetCapability
+	return binary.BigEndian.Uint32(answer[len(answer)-4:])
+}
+
+// takeSessions leaves no session to others: an emulated TPM has three, and no resource manager before it.
+func (p *tpm) takeSessions(t *testing.T) {
+	t.Helper()
+	for range 3 {
+		p.command(t, 0x8001, "00000176"+"40000007"+"40000007"+"0020"+strings.Repeat("00", 32)+"0000"+"01"+"0010"+
+			"000b") // TPM2_StartAuthSession, of a policy
+	}
+}
+
+// command gives the TPM a command, which is its tag and the code and what follows it in hexadecimal, and returns the
+// answer.
+func (p *tpm) command(t *testing.T, tag uint16, text string) []byte {
+	t.Helper()
+	body, err := hex.DecodeString(text)
+	if err != nil {
+		t.Fatal(err)
+	}
 	connection, err := net.Dial("unix", filepath.Join(p.folder, "sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer connection.Close()
-	_, err = connection.Write([]byte{0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x45, 0, 0}) // TPM2_Shutdown, TPM_SU_CLEAR
-	answer := make([]byte, 10)
-	if err == nil {
-		_, err = io.ReadFull(connection, answer)
+	message := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16(nil, tag), uint32(6+len(body)))
+	answer := make([]byte, 4096)
+	n := 0
+	if _, err = connection.Write(append(message, body...)); err == nil {
+		n, err = connection.Read(answer)
 	}
-	if err != nil || !bytes.Equal(answer[6:], make([]byte, 4)) {
-		t.Fatalf("the TPM was not shut down: %v, %x", err, answer)
+	if err != nil || n < 10 || !bytes.Equal(answer[6:10], make([]byte, 4)) {
+		t.Fatalf("the TPM does not do %s: %v, %x", text, err, answer[:n])
 	}
+	return answer[:n]
 }
 
 func (p *tpm) off(t *testing.T) {
@@ -309,10 +423,9 @@ func (p *tpm) off(t *testing.T) {
 	}
 }
 
-// hang leaves a TPM that takes commands and never answers.
-func (p *tpm) hang(t *testing.T) {
+func (p *tpm) signal(t *testing.T, signal syscall.Signal) {
 	t.Helper()
-	if err := p.running.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := p.running.Process.Signal(signal); err != nil {
 		t.Fatal(err)
 	}
 }

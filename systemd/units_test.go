@@ -155,8 +155,10 @@ func TestKeyUnitAgreesWithTheService(t *testing.T) {
 	for key, want := range map[string][]string{
 		"Unit.ConditionPathExists":     {"|/etc/percept/cache-key.cred", "|/etc/percept/cache-key"},
 		"Unit.Before":                  {serviceUnit},
-		"Service.Type":                 {"oneshot"},
+		"Service.Type":                 {"notify"},
+		"Service.NotifyAccess":         {"main"},
 		"Service.RemainAfterExit":      {"yes"},
+		"Service.Restart":              nil, // perceptd would wait for a key that is not open yet
 		"Service.ExecStart":            {"/usr/bin/perceptctl cache-key open"},
 		"Service.Group":                service["Service.Group"],
 		"Service.User":                 nil, // root, whom the host's key belongs to

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Key is the secret that the tokens' file is sealed with. It prints as "[key]" under every fmt verb, in JSON and as
@@ -26,11 +27,38 @@ const (
 	keyCredential = "percept-cache-key"
 	// openedKey is that key where perceptd-cache-key.service has opened it.
 	openedKey = "/run/percept-cache-key/key"
+	// waitingFile is why that service has not opened it yet, in a line, while it tries it again.
+	waitingFile = "/run/percept-cache-key/waiting"
+	// longestWhy bounds that line.
+	longestWhy = 300
 )
+
+// UnopenedKeyError says that a key was made that is sealed, and is not open. It may be opened later.
+type UnopenedKeyError struct {
+	path    string // of the sealed key
+	waiting string // why it is tried again; empty: it is not
+}
+
+func (e *UnopenedKeyError) Error() string {
+	if e.waiting != "" {
+		return fmt.Sprintf("the key to seal them with, %s, is not open yet: %s", e.path, e.waiting)
+	}
+	return fmt.Sprintf("the key to seal them with, %s, was not opened: systemctl status perceptd-cache-key tells why",
+		e.path)
+}
+
+// Remedy says what a person does about it.
+func (e *UnopenedKeyError) Remedy() string {
+	if e.waiting != "" {
+		return "wait: perceptd-cache-key tries it again"
+	}
+	return "as root: perceptctl cache-key show says what to do"
+}
 
 // FindKey returns the key of the tokens' file. It takes the first that is there: systemd's credential in the folder
 // credentials, the one that perceptd-cache-key.service has opened, or the file at path, whose folder check has to
-// accept. An empty credentials means no folder. A nil key without an error says that no key was made.
+// accept. An empty credentials means no folder. A nil key without an error says that no key was made; an
+// *UnopenedKeyError, that one was made and may be here later.
 func FindKey(path, credentials string, check func(folder string) error) (*Key, error) {
 	places := []string{openedKey, path}
 	if credentials != "" {
@@ -39,7 +67,7 @@ func FindKey(path, credentials string, check func(folder string) error) (*Key, e
 	key, place, err := firstKey(places)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, unopenedKey(path)
+		return nil, unopenedKey(path, waitingFile)
 	case err != nil:
 		return nil, err
 	case place == path: // others could put theirs into an open folder; what systemd opens is in folders of its own
@@ -60,13 +88,23 @@ func firstKey(places []string) (key *Key, place string, err error) {
 	return nil, "", err
 }
 
-// unopenedKey returns an error where a key was made that is sealed beside path and was not opened; nil: none was made.
-func unopenedKey(path string) error {
-	if _, err := os.Stat(path + ".cred"); err != nil {
+// unopenedKey returns an error where a key was made that is sealed beside path and is not open; nil: none was made.
+func unopenedKey(path, waitingFile string) error {
+	sealed := path + ".cred"
+	if _, err := os.Stat(sealed); err != nil {
 		return nil
 	}
-	return fmt.Errorf("the key to seal them with, %s.cred, was not opened: "+
-		"systemctl status perceptd-cache-key tells why", path)
+	return &UnopenedKeyError{path: sealed, waiting: whyWaiting(waitingFile)}
+}
+
+// whyWaiting returns why the key is tried again: the first line of a file that root writes; empty: it is not.
+func whyWaiting(file string) string {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(strings.ToValidUTF8(string(text[:min(len(text), longestWhy)]), ""), "\n")
+	return strings.TrimSpace(line)
 }
 
 // ReadKey reads a key's file: 32 bytes that only root and this process's user can change, and only they and the file's

@@ -42,13 +42,13 @@ func TestFirstKey(t *testing.T) {
 func TestKeyThatIsNotOpened(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "cache-key")
-	if err := unopenedKey(path); err != nil {
+	if err := unopenedKey(path, filepath.Join(t.TempDir(), "waiting")); err != nil {
 		t.Error(err)
 	}
 	if err := os.WriteFile(path+".cred", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := unopenedKey(path); err == nil || !strings.HasSuffix(err.Error(),
+	if err := unopenedKey(path, filepath.Join(t.TempDir(), "waiting")); err == nil || !strings.HasSuffix(err.Error(),
 		"cache-key.cred, was not opened: systemctl status perceptd-cache-key tells why") {
 		t.Error(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"time"
 
@@ -64,8 +63,7 @@ func unreadCopy(lost, copies error) error {
 // mayHaveTokens reports whether there may be a file of tokens: also where none can be read now.
 func mayHaveTokens(folder Folder) bool {
 	return slices.ContainsFunc(append(unopenedNames(), tokensName), func(name string) bool {
-		_, err := folder.Read(name, 0, maxSealed)
-		return !errors.Is(err, fs.ErrNotExist)
+		return mayBeThere(folder, name)
 	})
 }
 

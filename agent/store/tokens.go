@@ -56,7 +56,13 @@ type Tokens struct {
 	// seal returns what seals a file with that head; nil: it is not known here. It is a function since fmt prints what
 	// unexported fields hold, whatever they point to: here the key.
 	seal func(head string) cipher.AEAD
+	// find returns the key where it is there by now, and what the device is known by. Nil: the key is there.
+	find FindFunc
 }
+
+// FindFunc looks for a key that comes late, and returns what the device is known by beside it. The error says why the
+// key is not there yet.
+type FindFunc func() (*Key, []binding.Binding, error)
 
 // OpenTokens returns the tokens in folder, bound to the best of what the device is known by; to nothing where there is
 // none.
@@ -80,6 +86,43 @@ func OpenTokens(folder Folder, key *Key, known ...binding.Binding) (*Tokens, err
 	return &Tokens{folder: folder, head: headOf(binding.Best(known)), seal: seal}, nil
 }
 
+// AwaitTokens returns the tokens in folder whose key may come later. Until it does every file that is there counts as
+// one that cannot be read now, and Save fails: LoadAgain and Save look for the key.
+func AwaitTokens(folder Folder, find FindFunc) *Tokens { return &Tokens{folder: folder, find: find} }
+
+// takeKey looks for the key, where it is not there yet. The error says why it still is not.
+func (t *Tokens) takeKey() error {
+	if t.find == nil {
+		return nil
+	}
+	key, known, err := t.find()
+	if err != nil {
+		return err
+	}
+	opened, err := OpenTokens(t.folder, key, known...)
+	if err != nil {
+		return err
+	}
+	t.head, t.seal, t.find = opened.head, opened.seal, nil
+	return nil
+}
+
+// awaitKey notes that the files that are there cannot be read without the key, and why it is not here.
+func (t *Tokens) awaitKey(why error) {
+	for _, name := range append([]string{tokensName}, unopenedNames()...) {
+		if mayBeThere(t.folder, name) {
+			t.unread = append(t.unread, unreadFile{name, why})
+		}
+	}
+	t.unopened = t.indexUnread(tokensName) >= 0
+}
+
+// mayBeThere reports whether there may be a file of that name: also where it cannot be read now.
+func mayBeThere(folder Folder, name string) bool {
+	_, err := folder.Read(name, 0, maxSealed)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 func headOf(kind binding.Kind) string { return sealedHead + string([]byte{byte(kind)}) }
 
 func sealWith(key []byte) (cipher.AEAD, error) {
@@ -97,6 +140,10 @@ func sealWith(key []byte) (cipher.AEAD, error) {
 // would do it is sealed anew.
 func (t *Tokens) Load() (*tokencache.Snapshot, error) {
 	t.unopened, t.unread, t.spoilt = false, nil, nil
+	if err := t.takeKey(); err != nil {
+		t.awaitKey(err)
+		return nil, t.whyUnread()
+	}
 	m, err := t.loadNoting(tokensName)
 	_, spoilt := errors.AsType[*SpoiltError](err)
 	switch {
@@ -165,8 +212,11 @@ func (t *Tokens) load(name string) (m *tokencache.Snapshot, head string, err err
 
 // Save puts m on the disk. When it returns nil, m outlives a power cut. When it returns an error, what was there before
 // does. What Load could not open is kept beside it for a later start; what it could not read is not overwritten before
-// that can be read; what was found spoilt is moved aside.
+// that can be read; what was found spoilt is moved aside. Without the key nothing is saved.
 func (t *Tokens) Save(m tokencache.Snapshot) error {
+	if err := t.takeKey(); err != nil {
+		return err
+	}
 	if err := t.keepUnopened(); err != nil {
 		return err
 	}
@@ -303,6 +353,9 @@ func (t *Tokens) putAside(sealed []byte, kind binding.Kind) (name string, err er
 // open either, which stay.
 func (t *Tokens) LoadUnopened() (all []tokencache.Snapshot, err error) {
 	t.opened = nil
+	if t.find != nil {
+		return nil, nil // Load has noted them
+	}
 	for _, name := range unopenedNames() {
 		m, fault := t.loadNoting(name)
 		if m != nil {
@@ -316,6 +369,12 @@ func (t *Tokens) LoadUnopened() (all []tokencache.Snapshot, err error) {
 // LoadAgain returns what Load, LoadUnopened and earlier calls of it could not read, as far as it can be read now, each
 // file once. The error says why a file still cannot be read; there may be both. Save must not run meanwhile.
 func (t *Tokens) LoadAgain() (all []tokencache.Snapshot, err error) {
+	if err := t.takeKey(); err != nil {
+		for i := range t.unread {
+			t.unread[i].why = err
+		}
+		return nil, err
+	}
 	before := t.unread
 	t.unread = nil
 	for _, u := range before {

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -11,11 +11,9 @@ import (
 	"io/fs"
 	"os"
 	"os/user"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -26,13 +24,8 @@ import (
 
 const (
 	cacheKeySize = 32
-	// cacheKeyName is the systemd credential's name, which is sealed with it: no other credential can take its place.
-	cacheKeyName = "percept-cache-key"
 	cacheKeyUnit = "perceptd-cache-key.service"
 	cacheKeyNext = "systemctl restart perceptd-cache-key perceptd"
-
-	// sealTimeout is how long systemd-creds may take: slow TPMs think for seconds.
-	sealTimeout = time.Minute
 )
 
 // What seals the cache's key.
@@ -74,11 +67,6 @@ var seals = map[string]struct{ name, worth string }{
 	withUnknown: {"sealed by something that this perceptctl does not know",
 		"systemd-creds decrypt tells what opens it"},
 }
-
-// cacheKey is where the key is that perceptd's kept tokens are sealed with: in the clear, or beside it as a credential.
-type cacheKey struct{ file string }
-
-func (k cacheKey) credential() string { return k.file + ".cred" }
 
 func (a *app) cacheKeyCommand() *cobra.Command {
 	var key cacheKey
@@ -247,24 +235,6 @@ func (a *app) writeCacheKey(ctx context.Context, path string, m keyOptions) (wit
 	return sealOf(sealed), needsRoot(writeAtomically(path, sealed, 0o600, -1))
 }
 
-// seal makes a credential of a key, and sees that it can be opened again.
-func (a *app) seal(ctx context.Context, secret []byte, with string) ([]byte, error) {
-	sealed, err := a.pipeProgram(ctx, secret, "systemd-creds", "encrypt", "--name="+cacheKeyName, "--with-key="+with,
-		"-", "-")
-	if err != nil {
-		return nil, err
-	}
-	opened, err := a.unseal(ctx, sealed)
-	if err == nil && !bytes.Equal(opened, secret) {
-		err = errors.New("systemd-creds opened another key than it had sealed")
-	}
-	return sealed, err
-}
-
-func (a *app) unseal(ctx context.Context, sealed []byte) ([]byte, error) {
-	return a.pipeProgram(ctx, sealed, "systemd-creds", "decrypt", "--name="+cacheKeyName, "-", "-")
-}
-
 func groupID(name string) (int, error) {
 	group, err := user.LookupGroup(name)
 	if err != nil {
@@ -318,21 +288,32 @@ func (a *app) showCacheKey(ctx context.Context, key cacheKey) error {
 		return a.print(text)
 	}
 	text := s.cacheKey(with, key.credential()) + bound
-	switch state, _ := a.runProgram(ctx, "systemctl", "is-active", cacheKeyUnit); state {
-	case "active":
-		text += s.Paragraph("opened    ", "yes, since "+cacheKeyUnit+" started", term.Good)
-		if next == "" {
-			return a.print(text)
-		}
-		text += s.Paragraph("next      ", next, term.Plain)
-	case "failed":
-		text += s.Paragraph("opened    ", "no: systemctl status "+cacheKeyUnit+
-			" tells why, and perceptd serves without it", term.Bad) +
-			s.Paragraph("next      ", lostKeyHint, term.Plain)
-	default:
-		text += s.Paragraph("opened    ", "not yet", term.Warning) + s.Paragraph("next      ", cacheKeyNext, term.Plain)
+	opened, mend := a.openedText(ctx, s)
+	text += opened
+	if mend == "" && next == "" {
+		return a.print(text)
 	}
+	text += s.Paragraph("next      ", cmp.Or(mend, next), term.Plain)
 	return a.printTrouble(text)
+}
+
+// openedText says whether the sealed key is open for perceptd, as the unit that opens it says; next is what to do where
+// it is not.
+func (a *app) openedText(ctx context.Context, s screen) (text, next string) {
+	unit := a.unit(ctx, cacheKeyUnit)
+	why, next, said := strings.Cut(unit.text, statusNext)
+	switch {
+	case unit.active == "active" && unit.sub == "running" && said:
+		return s.Paragraph("opened    ", "not yet: "+why, term.Warning), next
+	case unit.active == "active":
+		return s.Paragraph("opened    ", "yes, since "+cacheKeyUnit+" started", term.Good), ""
+	case unit.active == "failed" && said:
+		return s.Paragraph("opened    ", "no: "+why+"; perceptd serves without it", term.Bad), next
+	case unit.active == "failed":
+		return s.Paragraph("opened    ", "no: systemctl status "+cacheKeyUnit+
+			" tells why, and perceptd serves without it", term.Bad), cacheKeyNext
+	}
+	return s.Paragraph("opened    ", "not yet", term.Warning), cacheKeyNext
 }
 
 // cacheKey says what a key is worth.
@@ -412,113 +393,4 @@ func sealOf(sealed []byte) string {
 		}
 	}
 	return withUnknown
-}
-
-const lostKeyHint = "were the TPM, the mainboard, Secure Boot or the disk changed? perceptctl cache-key make " +
-	"--replace makes another key; tokens that were sealed with the old one are fetched anew"
-
-func (a *app) cacheKeyOpenCommand(key *cacheKey) *cobra.Command {
-	return &cobra.Command{
-		Use:   "open",
-		Short: "open the sealed key for perceptd, as " + cacheKeyUnit + " does",
-		Long: `Open the sealed key, and put it where perceptd finds it: in $RUNTIME_DIRECTORY, a
-folder in memory that systemd makes and removes; and beside it digests of what the
-device is known by, some of which only root can read: kept tokens are bound to it.
-` + cacheKeyUnit + ` runs it before perceptd starts.`,
-		Args: cobra.NoArgs,
-		RunE: a.verb(func(ctx context.Context) error { return a.openCacheKey(ctx, *key) }),
-	}
-}
-
-func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
-	folder := a.getenv("RUNTIME_DIRECTORY")
-	if folder == "" {
-		return &hintedError{errors.New("$RUNTIME_DIRECTORY is not set"),
-			"systemctl restart perceptd-cache-key opens the key"}
-	}
-	known := binding.Text(binding.Here("/"))
-	if err := writeAtomically(filepath.Join(folder, "device"), []byte(known), 0o440, -1); err != nil {
-		return needsRoot(err)
-	}
-	sealed, err := os.ReadFile(key.credential())
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(key.file); err == nil {
-			return nil // it is in the clear, and perceptd reads it there
-		}
-	}
-	if err != nil {
-		return needsRoot(err)
-	}
-	secret, err := a.unseal(ctx, sealed)
-	if err == nil {
-		_, err = store.KeyOf(secret)
-	}
-	if err != nil {
-		err = fmt.Errorf("the key in %s cannot be opened, and tokens are not kept over a reboot: %w",
-			key.credential(), err)
-		return &hintedError{err, lostKeyHint}
-	}
-	return needsRoot(writeAtomically(filepath.Join(folder, "key"), secret, 0o440, -1))
-}
-
-// needsRoot adds a hint to an error for want of permission.
-func needsRoot(err error) error {
-	if errors.Is(err, fs.ErrPermission) {
-		return &hintedError{err, "the cache's key is root's business: run it with sudo"}
-	}
-	return err
-}
-
-// writeAtomically writes a file that is there whole or not at all, also after a loss of power. A gid of -1 leaves the
-// group.
-func writeAtomically(path string, data []byte, mode fs.FileMode, gid int) error {
-	folder := filepath.Dir(path)
-	if err := makeFolder(folder); err != nil {
-		return err
-	}
-	file, err := os.CreateTemp(folder, ".cache-key-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(file.Name()) // which after the rename is nothing
-	_, err = file.Write(data)
-	if gid >= 0 { // in the unit's sandbox no owner can be changed
-		err = errors.Join(err, file.Chown(-1, gid))
-	}
-	err = errors.Join(err, file.Chmod(mode), file.Sync(), file.Close())
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(file.Name(), path); err != nil {
-		return err
-	}
-	return syncFolder(folder)
-}
-
-// makeFolder makes a folder, and those above it, where they are not there, open to be looked into whatever the umask
-// is: perceptd has to reach its configuration, which is in the same folder.
-func makeFolder(path string) error {
-	switch _, err := os.Stat(path); {
-	case err == nil:
-		return nil // or a file, on which the next step fails
-	case !errors.Is(err, fs.ErrNotExist):
-		return err
-	}
-	if err := makeFolder(filepath.Dir(path)); err != nil {
-		return err
-	}
-	if err := os.Mkdir(path, 0o755); errors.Is(err, fs.ErrExist) {
-		return nil // another process was faster
-	} else if err != nil {
-		return err
-	}
-	return os.Chmod(path, 0o755)
-}
-
-func syncFolder(path string) error {
-	folder, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(folder.Sync(), folder.Close())
 }

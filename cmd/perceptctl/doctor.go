@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -206,32 +205,6 @@ func (a *app) examineUnits(ctx context.Context) (all []finding) {
 		all = append(all, *config)
 	}
 	return all
-}
-
-// unitState is what systemd says of a unit. The zero value: nothing.
-type unitState struct {
-	active, sub string
-	restarts    int
-}
-
-func (a *app) unit(ctx context.Context, name string) (u unitState) {
-	output, _ := a.runProgram(ctx, "systemctl", "show", "--property=ActiveState,SubState,NRestarts", name)
-	for line := range strings.Lines(output) {
-		switch key, value, _ := strings.Cut(strings.TrimSpace(line), "="); key {
-		case "ActiveState":
-			u.active = value
-		case "SubState":
-			u.sub = value
-		case "NRestarts":
-			u.restarts, _ = strconv.Atoi(value) // 0, where it is not a number
-		}
-	}
-	return u
-}
-
-// crashLoops reports whether systemd starts a service again and again that ends before it serves.
-func (u unitState) crashLoops() bool {
-	return u.active == "activating" && (u.restarts > 0 || strings.HasPrefix(u.sub, "auto-restart"))
 }
 
 func (u unitState) crashText() string {

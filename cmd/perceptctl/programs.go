@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,9 @@ import (
 
 // probeTimeout is how long one thing may take that is asked: a socket, or another program.
 const probeTimeout = 5 * time.Second
+
+// pipeTimeout is how long systemd-creds may take: slow TPMs think for seconds.
+const pipeTimeout = time.Minute
 
 // probeTimeout is how long each socket is waited for. systemd holds those of a daemon that cannot start, and each
 // client waits.
@@ -52,13 +56,14 @@ func (a *app) runProgram(ctx context.Context, name string, args ...string) (outp
 func (a *app) pipeProgram(ctx context.Context, input []byte, name string, args ...string) ([]byte, error) {
 	path := a.findProgram(name)
 	if path == "" {
-		return nil, fmt.Errorf("%s, of systemd 250 and later, is not here", name)
+		return nil, &absentError{name}
 	}
-	ctx, cancel := context.WithTimeout(ctx, sealTimeout)
+	ctx, cancel := context.WithTimeout(ctx, pipeTimeout)
 	defer cancel()
 	var stderr bytes.Buffer
 	command := exec.CommandContext(ctx, path, args...)
-	command.Env, command.Stdin, command.Stderr = a.environ, bytes.NewReader(input), &stderr
+	command.Env, command.Stdin, command.Stderr = a.environWithoutNotify(), bytes.NewReader(input), &stderr
+	command.WaitDelay = time.Second // for what it has started itself
 	out, err := command.Output()
 	if err == nil {
 		if remarks := term.CleanLines(stderr.String()); remarks != "" {
@@ -67,10 +72,37 @@ func (a *app) pipeProgram(ctx context.Context, input []byte, name string, args .
 		return out, err
 	}
 	if lines := strings.Split(strings.TrimSpace(stderr.String()), "\n"); ctx.Err() == nil && lines[len(lines)-1] != "" {
-		return nil, fmt.Errorf("%s %s: %s", name, args[0], lines[len(lines)-1])
+		err = errors.New(lines[len(lines)-1])
+	} else {
+		err = errors.Join(ctx.Err(), err)
 	}
-	return nil, fmt.Errorf("%s %s: %w", name, args[0], errors.Join(ctx.Err(), err))
+	return nil, &programError{program: name + " " + args[0], stderr: stderr.String(), why: err}
 }
+
+// environWithoutNotify is the environment for programs that are no part of the unit: systemd-creds would speak for it.
+func (a *app) environWithoutNotify() []string {
+	return slices.DeleteFunc(slices.Clone(a.environ), func(entry string) bool {
+		return strings.HasPrefix(entry, "NOTIFY_SOCKET=")
+	})
+}
+
+// absentError says that a program of systemd is not on the path.
+type absentError struct{ program string }
+
+func (e *absentError) Error() string { return e.program + ", of systemd 250 and later, is not here" }
+
+func (e *absentError) Is(target error) bool { return target == errNoProgram }
+
+// programError says that a program has failed.
+type programError struct {
+	program string // with its verb
+	stderr  string // all that it has said
+	why     error
+}
+
+func (e *programError) Error() string { return fmt.Sprintf("%s: %v", e.program, e.why) }
+
+func (e *programError) Unwrap() error { return e.why }
 
 // findProgram returns the path of a program in $PATH, or "".
 func (a *app) findProgram(name string) string {

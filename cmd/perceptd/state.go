@@ -29,8 +29,7 @@ type state struct {
 	handoff store.Handoff
 	denied  store.DenyHandoff
 	tokens  *store.Tokens // nil: there is no file
-	bound   binding.Kind  // what of the device the file is bound to
-	untold  bool          // root has told nothing of the device
+	bound   atomic.Pointer[boundTo]
 
 	record *store.PolicyChanges
 
@@ -38,6 +37,12 @@ type state struct {
 
 	handoffFault, fileFault atomic.Pointer[error] // why the last save failed; nil: it worked
 	trouble                 string                // what is wrong with the key or the file; empty: nothing
+}
+
+// boundTo is what of the device the file of tokens is bound to. It is known once the key is there.
+type boundTo struct {
+	kind   binding.Kind
+	untold bool // root has told nothing of the device
 }
 
 // openState has the agent begin with what processes before saved, and save what the next begins with. handedOver is
@@ -63,6 +68,7 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 	if err != nil {
 		d.log.Warn("the state folder is not locked", zap.Error(err))
 	}
+	var awaited error // why the key is not there yet
 	switch {
 	case d.backend.forgets:
 		s.noHandoff = "the simulated back end has a clock of its own"
@@ -71,7 +77,7 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 		s.noFile = fmt.Sprintf("the state is in %s, which is not kept over a reboot: name a folder with --state-dir",
 			d.flags.stateDir)
 	default:
-		s.openFile(d.flags)
+		awaited = s.openFile(d.flags)
 	}
 	record := store.OpenPolicyChanges(store.Disk(d.flags.stateDir), o.Clock.Boot)
 	s.record = record
@@ -96,7 +102,7 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 		d.log.Error("one of the two files of the policy changes cannot be used, the other is in force",
 			zap.Error(begin.RecordFault))
 	}
-	if begin.TokensFault != nil {
+	if begin.TokensFault != nil && awaited == nil {
 		d.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(begin.TokensFault))
 	}
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
@@ -106,6 +112,9 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 	}
 	o.LoadRecord, o.SaveRecord = record.Load, record.Save
 	o.Deny = s.denyStore(store.OpenDenyRules(record), denied, d.notify.Enabled())
+	if awaited != nil { // also where no tokens are there yet
+		begin.UnreadTokens = awaited
+	}
 	if begin.UnreadTokens != nil {
 		o.UnreadTokens = begin.UnreadTokens
 		o.LoadTokens = func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
@@ -151,24 +160,21 @@ func (s *state) denyStore(disk *store.DenyRules, handedOver map[string]*os.File,
 	return kept
 }
 
-// openFile opens the cache's file, or says why there is none.
-func (s *state) openFile(f flags) {
-	key, err := store.FindKey(f.cacheKey, os.Getenv("CREDENTIALS_DIRECTORY"), func(folder string) error {
-		return config.CheckFolder(folder, "the key of the kept tokens")
-	})
-	switch {
-	case err == nil && key == nil:
-		s.noFile = "there is no key to seal them with: perceptctl cache-key make"
-		return
-	case err == nil:
-		known := s.knownBy()
-		s.bound = binding.Best(known)
-		_, told := os.Lstat(binding.DeviceFile)
-		if s.untold = errors.Is(told, fs.ErrNotExist); s.untold && !s.bound.Hardware() {
-			s.log.Info("root has told nothing of this device that the kept tokens could be bound to: "+
-				"systemctl restart perceptd-cache-key perceptd",
-				zap.String("file", binding.DeviceFile), zap.Stringer("bound_to", s.bound))
-		}
+// openFile opens the cache's file, or says why there is none. A key that was made and is not open may come while this
+// process runs: awaited is why it is not there yet.
+func (s *state) openFile(f flags) (awaited error) {
+	find := func() (*store.Key, []binding.Binding, error) { return s.findKey(f.cacheKey) }
+	key, known, err := find()
+	if errors.As(err, new(*store.UnopenedKeyError)) {
+		s.log.Warn("tokens are not kept over a reboot, until the key is open that they are sealed with", zap.Error(err))
+		s.tokens = store.AwaitTokens(store.Disk(f.stateDir), find)
+		return err
+	}
+	if errors.Is(err, errNoKey) {
+		s.noFile = err.Error()
+		return nil
+	}
+	if err == nil {
 		s.tokens, err = store.OpenTokens(store.Disk(f.stateDir), key, known...)
 	}
 	if err != nil {
@@ -176,6 +182,32 @@ func (s *state) openFile(f flags) {
 		s.trouble = "tokens are not kept over a reboot: " + s.noFile
 		s.log.Warn("tokens are not kept over a reboot", zap.Error(err))
 	}
+	return nil
+}
+
+var errNoKey = errors.New("there is no key to seal them with: perceptctl cache-key make")
+
+// findKey returns the key of the cache's file, and what the device is known by.
+func (s *state) findKey(path string) (*store.Key, []binding.Binding, error) {
+	key, err := store.FindKey(path, os.Getenv("CREDENTIALS_DIRECTORY"), func(folder string) error {
+		return config.CheckFolder(folder, "the key of the kept tokens")
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if key == nil {
+		return nil, nil, errNoKey
+	}
+	known := s.knownBy()
+	to := boundTo{kind: binding.Best(known)}
+	_, told := os.Lstat(binding.DeviceFile)
+	if to.untold = errors.Is(told, fs.ErrNotExist); to.untold && !to.kind.Hardware() {
+		s.log.Info("root has told nothing of this device that the kept tokens could be bound to: "+
+			"systemctl restart perceptd-cache-key perceptd",
+			zap.String("file", binding.DeviceFile), zap.Stringer("bound_to", to.kind))
+	}
+	s.bound.Store(&to)
+	return key, known, nil
 }
 
 // knownBy returns what this device is known by, as far as root has told it or this process can read it.
@@ -279,8 +311,8 @@ func (s *state) status() api.KeptStatus {
 		noFile = (*err).Error()
 	}
 	kept := api.KeptStatus{Restart: noHandoff == "", Reboot: noFile == "", Why: cmp.Or(noFile, noHandoff)}
-	if s.noFile == "" {
-		kept.BoundTo, kept.Untold = s.bound.String(), s.untold
+	if to := s.bound.Load(); to != nil {
+		kept.BoundTo, kept.Untold = to.kind.String(), to.untold
 	}
 	return kept
 }

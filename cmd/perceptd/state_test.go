@@ -59,6 +59,7 @@ func TestKeptStatusIsThatOfTheLastSave(t *testing.T) {
 	harness.Must(t, err)
 	record := store.OpenPolicyChanges(store.Disk(dir), func() time.Duration { return time.Hour })
 	s := state{log: zap.NewNop(), tokens: tokens, record: record}
+	s.bound.Store(new(boundTo))
 	var m tokencache.Snapshot
 	m.BootID = "this"
 	if err := s.save(m); err != nil || !s.status().Reboot || s.status().Why != "" {

@@ -132,6 +132,33 @@ func TestTokensOutliveAStop(t *testing.T) {
 	}
 }
 
+// A sealed key that is opened while the daemon runs is taken then, and what was kept with it: nobody restarts anything.
+func TestKeyIsTakenWhenItComes(t *testing.T) {
+	t.Parallel()
+	d, _ := startKeeping(t, harness.SimulatedFor())
+	d.Stop(t)
+	key := d.KeyFile()
+	harness.Must(t, os.Remove(key))
+	harness.Must(t, os.WriteFile(key+".cred", nil, 0o600))
+	d.Again(t)
+	status := d.Status(t)
+	trouble := strings.Join(status.Trouble, "\n")
+	if status.Kept.Reboot || status.Kept.BoundTo != "" || strings.Count(trouble, key+".cred, was not opened") != 1 ||
+		!strings.Contains(trouble, "perceptctl cache-key show") {
+		t.Errorf("%+v, %q", status.Kept, trouble)
+	}
+	d.GiveKey(t, key, 'k')
+	harness.Until(t, "the key to be taken", d.Ended, func() bool {
+		status := d.Status(t)
+		return status.Kept.Reboot && status.Kept.BoundTo != "" && len(status.Trouble) == 0
+	})
+	d.Stop(t)
+	d.Again(t)
+	if now := d.Held(t); now.Fetches != 0 {
+		t.Errorf("%d fetches by the start after that", now.Fetches)
+	}
+}
+
 // Tokens of one source are of no use to another.
 func TestTokensOfAnotherSource(t *testing.T) {
 	t.Parallel()

@@ -1,0 +1,134 @@
+package agent_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"perceptd/agent"
+	"perceptd/agent/api"
+	"perceptd/tokencache"
+)
+
+// tokenFor returns what a is asked for resource; a token that it does not have is an error.
+func tokenFor(t *testing.T, a *agent.Agent, resource string) (agent.Answer, error) {
+	t.Helper()
+	return a.Token(t.Context(), root, requestFor(resource))
+}
+
+// A key that comes while the daemon runs, as that of a TPM that was locked out, opens what was kept: within a minute,
+// without a call, put together with what was fetched meanwhile, and with the revocation that only the kept tokens have.
+func TestKeyThatComesLate(t *testing.T) {
+	t.Parallel()
+	for _, after := range []time.Duration{2 * time.Second, 3 * time.Hour} {
+		t.Run(after.String(), func(t *testing.T) {
+			t.Parallel()
+			d := &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true, rules: edge()}
+			d.rules.Grants[4].Resources = []string{storage, vault} // root's
+			synctest.Test(t, func(t *testing.T) {
+				var kept, fetched agent.Answer
+				d.boot(t, true, func(a *agent.Agent) {
+					kept = mustHave(t, a)
+					time.Sleep(time.Minute)
+				})
+				d.late = new(atomic.Bool)
+				d.boot(t, true, func(a *agent.Agent) {
+					var err error
+					if fetched, err = tokenFor(t, a, vault); err != nil {
+						t.Fatal(err)
+					}
+					d.back.fails = errors.New("the back end is away")
+					time.Sleep(after)
+					trouble := strings.Join(a.Status().Trouble, "\n")
+					if strings.Count(trouble, errKeyAway.Error()) != 1 || strings.Contains(trouble, "not saved") {
+						t.Errorf("trouble: %q", trouble)
+					}
+					if _, err := tokenFor(t, a, storage); err == nil {
+						t.Error("a token came from nowhere")
+					}
+					d.late.Store(true)
+					time.Sleep(time.Minute)
+					if got, err := tokenFor(t, a, storage); err != nil || !got.Token.Text.Equal(kept.Token.Text) {
+						t.Errorf("the kept token: %v", err)
+					}
+					if trouble := strings.Join(a.Status().Trouble, "\n"); strings.Contains(trouble, "TPM") {
+						t.Errorf("trouble: %q", trouble)
+					}
+				})
+				d.late = nil
+				d.boot(t, true, func(a *agent.Agent) {
+					for resource, want := range map[string]agent.Answer{storage: kept, vault: fetched} {
+						if got, err := tokenFor(t, a, resource); err != nil || !got.Token.Text.Equal(want.Token.Text) {
+							t.Errorf("%s after the next boot: %v", resource, err)
+						}
+					}
+				})
+				if names, err := filepath.Glob(filepath.Join(d.dir, "tokens*")); err != nil || len(names) != 1 {
+					t.Errorf("%q", names)
+				}
+			})
+		})
+	}
+}
+
+// What a revocation withholds stays withheld where its record is gone, and the copy beside the tokens comes with the
+// key.
+func TestRevocationThatComesWithTheKey(t *testing.T) {
+	t.Parallel()
+	d := &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true}
+	synctest.Test(t, func(t *testing.T) {
+		var id string
+		d.boot(t, true, func(a *agent.Agent) {
+			mustHave(t, a)
+			time.Sleep(time.Minute)
+			id = note(t, a, api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Revoked}).ID
+			time.Sleep(time.Minute)
+		})
+		for _, name := range []string{"policy-changes.json", "policy-changes.copy.json"} {
+			if err := os.Remove(filepath.Join(d.dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.late = new(atomic.Bool)
+		d.boot(t, true, func(a *agent.Agent) {
+			if isOnRecord(a, id) {
+				t.Error("it is known without the key")
+			}
+			time.Sleep(time.Hour)
+			d.late.Store(true)
+			time.Sleep(time.Minute)
+			if !isOnRecord(a, id) || !withholds(t, a) {
+				t.Errorf("the revocation is lost: %+v", a.Changes())
+			}
+		})
+	})
+}
+
+// A key that never comes costs the tokens over a reboot and nothing else: what was kept stays as it is, at every start.
+func TestKeyThatNeverComes(t *testing.T) {
+	t.Parallel()
+	d := &bootable{dir: t.TempDir(), back: &sticky{counts: true}, vouch: true}
+	synctest.Test(t, func(t *testing.T) {
+		var kept agent.Answer
+		d.boot(t, true, func(a *agent.Agent) { kept = mustHave(t, a) })
+		d.late = new(atomic.Bool)
+		for range 3 {
+			d.boot(t, true, func(a *agent.Agent) {
+				mustHave(t, a)
+				time.Sleep(30 * time.Minute)
+			})
+		}
+		d.late = nil
+		d.back.fails = errors.New("the back end is away")
+		d.boot(t, true, func(a *agent.Agent) {
+			if got := mustHave(t, a); !got.Token.Text.Equal(kept.Token.Text) {
+				t.Error("what was kept was written over")
+			}
+		})
+	})
+}
