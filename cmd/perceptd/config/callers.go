@@ -1,7 +1,6 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"path"
 	"regexp"
@@ -40,6 +39,15 @@ type Callers struct {
 	cgroupParents []string // of containers, beside the engines' own
 	young         string   // youngAccept or youngRefuse
 	modules       []module
+
+	engineFault bool // engine is none since what is written has a fault
+	noParents   bool // cgroupParents are none, for the same reason
+
+	// What follows from a [[module]] with a fault.
+	idle             []string // names of modules
+	anyIdle          bool     // a name is not understood: it may be that of any module without a [[module]] of its own
+	idleContainers   []string // names of containers
+	anyContainerIdle bool     // a container's name is not understood
 }
 
 // defaultPerSecond is far above what an honest caller asks, which keeps the token that it got.
@@ -55,83 +63,99 @@ type module struct {
 	container string // the container's name; empty: the module's
 }
 
-// callersDocument and moduleDocument are their parts of a configuration file. Pointers tell a missing key from
-// a zero.
-type callersDocument struct {
-	Engine            *string  `toml:"engine"`
-	CgroupParents     []string `toml:"cgroup_parents"`
-	RequestsPerSecond *int     `toml:"requests_per_second"`
-	Young             *string  `toml:"young"`
-}
-
-type moduleDocument struct {
-	Name      string `toml:"name"`
-	Require   string `toml:"require"`
-	Container string `toml:"container"`
-}
-
-// grantCaller is the caller of a [[grant]] as it is written.
-type grantCaller struct {
-	Module         string  `toml:"module"`
-	Unit           string  `toml:"unit"`
-	ContainerImage string  `toml:"container_image"`
-	User           string  `toml:"user"`
-	UID            *uint32 `toml:"uid"`
-	Group          string  `toml:"group"`
-	GID            *uint32 `toml:"gid"`
-}
-
-// match returns whom a grant is for. Of several names the rules say that one is right.
-func (g grantCaller) match() (grants.Match, error) {
-	m := grants.Match{Module: g.Module, Image: g.ContainerImage, UID: g.UID, User: g.User, GID: g.GID, Group: g.Group}
-	if g.Unit != "" {
-		m.Unit = grants.UnitName(g.Unit)
+// take reads a [callers]. What has a fault, or may be meant by an unknown key, takes the stricter value.
+func (c *Callers) take(t *table) {
+	engine, isEngine := t.text("engine", engineAuto)
+	if isEngine && engine != engineAuto && engine != engineNone && !isCleanPath(engine) {
+		t.addFault("engine", "callers.engine is %q: it must be %q, %q or the absolute path of the engine's socket",
+			engine, engineAuto, engineNone)
 	}
-	var faults []error
-	if g.User != "" {
-		uid, err := uidOf(g.User)
-		m.UID = &uid
-		faults = append(faults, err, twice(g.UID))
-	}
-	if g.Group != "" {
-		gid, err := gidOf(g.Group)
-		m.GID = &gid
-		faults = append(faults, err, twice(g.GID))
-	}
-	return m, errors.Join(faults...)
-}
-
-// twice is the fault of a name that stands beside its number.
-func twice(number *uint32) error {
-	if number == nil {
-		return nil
-	}
-	return grants.Match{}.Check()
-}
-
-// take adds what a document says of callers. where has all documents so far, this one included.
-func (c *Callers) take(doc callersDocument, modules []moduleDocument, where *positions) (faults []error) {
-	if doc.Engine != nil {
-		c.engine = *doc.Engine
-	}
-	if doc.RequestsPerSecond != nil {
-		c.PerSecond = *doc.RequestsPerSecond
-	}
-	if doc.Young != nil {
-		c.young = *doc.Young
-	}
-	c.cgroupParents = append(c.cgroupParents, doc.CgroupParents...)
-	for _, written := range modules {
-		m := module{name: written.Name, require: written.Require, container: written.Container}
-		if err := m.validate(); err != nil {
-			faults = append(faults, fmt.Errorf("%s: %w", where.table("module", len(c.modules)), err))
-		} else if _, twice := c.module(m.name); twice {
-			faults = append(faults, fmt.Errorf("%s: module %q is there twice", where.table("module", len(c.modules)),
-				m.name))
+	parents, _ := t.texts("cgroup_parents", "/machine.slice")
+	for _, parent := range parents {
+		if !isCleanPath(parent) {
+			t.addFault("cgroup_parents", "callers.cgroup_parents has %q: it must be the whole path of a cgroup below "+
+				"the root, such as /machine.slice", parent)
 		}
-		c.modules = append(c.modules, m)
 	}
-	return faults
+	perSecond, isPerSecond := t.whole("requests_per_second", 1, 1_000_000)
+	young, isYoung := t.text("young", youngRefuse)
+	if isYoung && young != youngAccept && young != youngRefuse {
+		t.addFault("young", "callers.young is %q: it must be %q or %q", young, youngAccept, youngRefuse)
+	}
+	t.finish()
+	switch {
+	case t.isSound("engine"):
+		c.engine, c.engineFault = engine, false
+	case t.mayMean("engine"):
+		c.engine, c.engineFault = engineNone, true
+	}
+	switch {
+	case t.isSound("cgroup_parents"):
+		c.cgroupParents = append(c.cgroupParents, parents...)
+	case t.mayMean("cgroup_parents"):
+		c.noParents = true
+	}
+	switch {
+	case isPerSecond && !t.misnamed:
+		c.PerSecond = int(perSecond)
+	case t.mayMean("requests_per_second"):
+		c.PerSecond = defaultPerSecond
+	}
+	switch {
+	case t.isSound("young"):
+		c.young = young
+	case t.mayMean("young"):
+		c.young = youngRefuse
+	}
+}
+
+// takeModule reads a [[module]], and returns its name.
+func (c *Callers) takeModule(t *table) string {
+	m := module{}
+	m.name, _ = t.text("name", "camera")
+	m.require, _ = t.text("require", requireContainer)
+	m.container, _ = t.text("container", m.name)
+	t.finish()
+	if err := m.validate(); err != nil && len(t.faults) == 0 {
+		t.addFault("", "%v", err)
+	}
+	if other, twice := c.module(m.name); twice && len(t.faults) == 0 {
+		t.addFault("", "module %q is there twice", m.name)
+		c.setIdle(other)
+		c.modules = slices.DeleteFunc(c.modules, func(o module) bool { return o == other })
+	} else if slices.Contains(c.idle, m.name) && len(t.faults) == 0 {
+		t.addFault("", "module %q is there twice, and has a fault in the other place", m.name)
+	}
+	if len(t.faults) == 0 {
+		c.modules = append(c.modules, m)
+		return m.name
+	}
+	if m.container == "" && t.mayMean("container") || m.container != "" && !validContainer.MatchString(m.container) {
+		c.anyContainerIdle = true
+	}
+	c.setIdle(m)
+	return m.name
+}
+
+// setIdle leaves a module that has a fault without a socket, and its container without anything.
+func (c *Callers) setIdle(m module) {
+	if (grants.Match{Module: m.name}).Check() != nil || m.name == "" {
+		c.anyIdle, c.anyContainerIdle = true, true
+	} else {
+		c.idle = append(c.idle, m.name)
+		c.modules = slices.DeleteFunc(c.modules, func(o module) bool { return o.name == m.name })
+	}
+	for _, name := range []string{m.name, m.container} {
+		if name != "" && !slices.Contains(c.idleContainers, name) {
+			c.idleContainers = append(c.idleContainers, name)
+		}
+	}
+}
+
+// isIdle reports whether a module has no socket since its [[module]] has a fault, or one that may be its.
+func (c *Callers) isIdle(name string) bool {
+	_, is := c.module(name)
+	return slices.Contains(c.idle, name) || c.anyIdle && !is
 }
 
 // module returns the [[module]] of that name.
@@ -173,32 +197,6 @@ func (m module) orDefaults() module {
 	return m
 }
 
-// validate looks at what all files together say; key is the one that is wrong.
-func (c *Callers) validate() (key string, err error) {
-	switch {
-	case c.engine != engineAuto && c.engine != engineNone && !isCleanPath(c.engine):
-		return "callers.engine", fmt.Errorf(
-			"callers.engine is %q: it must be %q, %q or the absolute path of the engine's socket",
-			c.engine, engineAuto, engineNone)
-	case c.PerSecond < 1 || c.PerSecond > 1_000_000:
-		return "callers.requests_per_second", fmt.Errorf(
-			"callers.requests_per_second is %d: it must be between 1 and 1000000", c.PerSecond)
-	}
-	if c.young != youngAccept && c.young != youngRefuse {
-		return "callers.young", fmt.Errorf("callers.young is %q: it must be %q or %q",
-			c.young, youngAccept, youngRefuse)
-	}
-	for _, parent := range c.cgroupParents {
-		if !isCleanPath(parent) {
-			return "callers.cgroup_parents", fmt.Errorf(
-				"callers.cgroup_parents has %q: it must be the whole path of a cgroup below the root, such as "+
-					"/machine.slice",
-				parent)
-		}
-	}
-	return "", nil
-}
-
 // isCleanPath reports whether p is an absolute path that says what it means, and not the root.
 func isCleanPath(p string) bool {
 	return len(p) > 1 && p[0] == '/' && path.Clean(p) == p &&
@@ -211,6 +209,14 @@ func (m module) unprovable(none string) error {
 	}
 	return fmt.Errorf("%s which container is module %q: choose require = %q in its [[module]], "+
 		"which trusts whoever reaches its socket, or name an engine", none, m.name, requireSocket)
+}
+
+// parents returns the cgroups in which containers are, beside the engines' own.
+func (c *Callers) parents() []string {
+	if c.noParents {
+		return nil
+	}
+	return c.cgroupParents
 }
 
 // RefuseYoung reports whether a young process is to ask twice.

@@ -94,7 +94,7 @@ func TestCallerFaults(t *testing.T) {
 		{"unknown key of module", module + "nam = \"x\"\n",
 			"config.toml:18: unknown key module.nam: [[module]] has name, require and container"},
 		{"one bracket", harness.GoodConfig + "[module]\nname = \"x\"\n",
-			"config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
+			"config.toml:17: module 1: write it with two brackets, [[module]]: there may be several"},
 		{"engine", harness.GoodConfig + "[callers]\nengine = \"docker\"\n",
 			`config.toml:18: callers.engine is "docker": it must be "auto", "none" or the absolute path`},
 		{"engine that climbs", harness.GoodConfig + "[callers]\nengine = \"/run/../x\"\n",
@@ -129,9 +129,10 @@ func TestCallerFaults(t *testing.T) {
 			`config.toml:17: container_image "cam:2" is a tag, and tags move`},
 		{"scope", harness.GoodConfig + grantTo(`unit = "x.scope"`), `config.toml:17: unit "x.scope" is no service`},
 		{"no such group", harness.GoodConfig + grantTo(`group = "nobody-of-that-name"`),
-			`config.toml:17: group "nobody-of-that-name" is not known`},
+			`config.toml:18: group "nobody-of-that-name" is not known`},
 		{"group and gid", harness.GoodConfig + grantTo(`group = "root", gid = 0`),
-			"config.toml:17: a grant's caller is exactly one of module, unit, container_image, user, uid, group and gid"},
+			"config.toml:18: a grant's caller is exactly one of module, unit, container_image, user, uid, group and " +
+				"gid"},
 		{"unit and uid", harness.GoodConfig + grantTo(`unit = "a", uid = 0`),
 			"config.toml:17: a grant's caller is exactly one"},
 	} {

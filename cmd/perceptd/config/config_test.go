@@ -69,15 +69,18 @@ func TestConfigFaults(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct{ name, text, want string }{
 		{"syntax", "[source\n", "config.toml:1:8: "},
-		{"type", "[[identity]]\nname = 7\n", "config.toml:2:8: identity.name: its value cannot be of type integer"},
-		{"type of a whole table", "grant = 3\n", "config.toml:1:9: grant: its value cannot be of type integer"},
+		{"type", "[[identity]]\nname = 7\n",
+			`config.toml:2: identity 1: name must be a text in quotes, such as "device", and is a number`},
+		{"type of a whole table", "grant = 3\n",
+			"config.toml:1: grant 1: write it with two brackets, [[grant]]: there may be several"},
 		{"one bracket", "[[identity]]\nname = \"a\"\n\n[grant]\nidentity = \"a\"\n",
-			"config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
+			"config.toml:4: grant 1: write it with two brackets, [[grant]]: there may be several"},
 		{"a caller of no grant", "[[identity]]\nname = \"a\"\n\n[grant.caller]\nuid = 1\n",
-			"config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
+			"config.toml:4: grant 1: write it with two brackets, [[grant]]: there may be several"},
 		{"uid below 0", "[[grant]]\ncaller = { uid = -1 }\n",
-			"config.toml:2:18: grant.caller: negative integer value -1"},
-		{"uid above all", "[[grant]]\ncaller = { uid = 4294967296 }\n", "config.toml:2:18: grant.caller: "},
+			"config.toml:2: grant 1: caller.uid is -1: it must be between 0 and 4294967294"},
+		{"uid above all", "[[grant]]\ncaller = { uid = 4294967296 }\n",
+			"config.toml:2: grant 1: caller.uid is 4294967296: it must be between 0 and"},
 		{"unknown table", "[sources]\n", "config.toml:1: unknown key sources: the tables are"},
 		{"unknown key of source", "[source]\nkidn = \"x\"\n",
 			"config.toml:2: unknown key source.kidn: [source] has kind"},
@@ -89,8 +92,8 @@ func TestConfigFaults(t *testing.T) {
 			"config.toml:18: unknown key grant.resource: [[grant]] has caller (by module, unit, container_image, " +
 				"user, uid, group or gid)"},
 		{"unknown kind of caller", harness.GoodConfig + "[[grant]]\ncaller = { pod = \"x\" }\n",
-			"config.toml:18: unknown key grant.pod: [[grant]] has caller (by module, unit, container_image, user, " +
-				"uid, group or gid)"},
+			"config.toml:18: unknown key grant.caller.pod: [[grant]] has caller (by module, unit, container_image, " +
+				"user, uid, group or gid)"},
 		{"no duration", "[tokens]\nsdk_life = \"soon\"\n",
 			`config.toml:2: tokens.sdk_life is "soon": write a duration in quotes, such as "50m" or "1h30m"`},
 		{"duration without a unit", "[tokens]\nsdk_life = \"5\"\n",
@@ -124,10 +127,10 @@ func TestConfigFaults(t *testing.T) {
 		{"rollover", "[source]\nkind = \"simulated\"\nrollover = \"never\"\n", "config.toml:3: source.rollover: "},
 		{"no such user",
 			harness.GoodConfig + "[[grant]]\ncaller = { user = \"nobody-of-that-name\" }\nidentity = " +
-				"\"device\"\nresources = [\"api://x\"]\n", "config.toml:17: user \"nobody-of-that-name\" is not known"},
+				"\"device\"\nresources = [\"api://x\"]\n", "config.toml:18: user \"nobody-of-that-name\" is not known"},
 		{"user and uid",
 			harness.GoodConfig + "[[grant]]\ncaller = { user = \"root\", uid = 1 }\nidentity = \"device\"\nresources " +
-				"= [\"api://x\"]\n", "config.toml:17: a grant's caller is exactly one"},
+				"= [\"api://x\"]\n", "config.toml:18: a grant's caller is exactly one"},
 		{"rule of an identity",
 			"[[identity]]\nname = \"device\"\n\n[[identity]]\nname = \"device\"\nclient_id = \"x\"\n",
 			`config.toml:4: identity "device" is there twice`},
@@ -271,13 +274,16 @@ kind = "magic"
 		got = append(got, strings.TrimPrefix(strings.TrimSpace(line), filepath.Dir(path)+"/"))
 	}
 	want := []string{
-		`config.d/20.toml:5: user "nobody-of-that-name" is not known on this device: create it, or name a uid`,
+		`config.d/20.toml:6: user "nobody-of-that-name" is not known on this device: create it, or name a uid`,
 		`config.toml:11: source.kind is "magic": it must be "managed-identity" or "simulated"`,
 		`config.d/10.toml:2: identity "device" is there twice`,
+		`config.toml:1: identity "device" is there twice`,
 		`config.d/10.toml:2: identities "device" and "device" are both the system-assigned one, which a device has once: give one of them a client_id, object_id or resource_id`,
+		`config.toml:1: identities "device" and "device" are both the system-assigned one, which a device has once: ` +
+			`give one of them a client_id, object_id or resource_id`,
 		`config.toml:5: the grant for uid 2: resource "nothing" is no App ID URI (such as https://vault.azure.net) and no GUID`,
-		`config.d/20.toml:5: the grant for user nobody-of-that-name (uid 0) names identity "robot", which is not configured`,
 		`config.d/20.toml:2: sdk_life is 25h0m0s: it must be between 20m0s and 24h`,
+		`config.d/20.toml:5: the grant for nobody names identity "robot", which is not configured`,
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

@@ -69,7 +69,7 @@ func (c Config) describeCallers() string {
 	default:
 		fmt.Fprintf(&b, "container engine: %s\n", c.Callers.engine)
 	}
-	for _, parent := range c.Callers.cgroupParents {
+	for _, parent := range c.Callers.parents() {
 		fmt.Fprintf(&b, "containers may be below cgroup %s too\n", parent)
 	}
 	if c.Callers.RefuseYoung() {
@@ -107,9 +107,9 @@ func (c Config) callerChanges(before Config) []string {
 	if c.Callers.engine != before.Callers.engine {
 		all = append(all, fmt.Sprintf("container engine is %s, was %s", c.Callers.engine, before.Callers.engine))
 	}
-	if !maps.Equal(setOf(c.Callers.cgroupParents), setOf(before.Callers.cgroupParents)) {
+	if !maps.Equal(setOf(c.Callers.parents()), setOf(before.Callers.parents())) {
 		all = append(all, fmt.Sprintf("containers' cgroups beside the engines' own: %s, were %s",
-			inList(c.Callers.cgroupParents), inList(before.Callers.cgroupParents)))
+			inList(c.Callers.parents()), inList(before.Callers.parents())))
 	}
 	if c.Callers.young != before.Callers.young {
 		all = append(all, fmt.Sprintf("young is %q, was %q", c.Callers.young, before.Callers.young))

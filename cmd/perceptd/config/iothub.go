@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pelletier/go-toml/v2"
-
 	"perceptd/agent/iothub/link"
 )
 
@@ -55,104 +53,68 @@ const (
 	transportWebSocket = "websocket"
 )
 
-// iothubDocument is its part of a configuration file. Pointers tell a missing key from a zero.
-type iothubDocument struct {
-	ConnectionStringFile *string `toml:"connection_string_file"`
-	Credential           *string `toml:"credential"`
-	CertificateFile      *string `toml:"certificate_file"`
-	KeyFile              *string `toml:"key_file"`
-	KeyCredential        *string `toml:"key_credential"`
-	Hub                  *string `toml:"hub"`
-	Gateway              *string `toml:"gateway"`
-	Device               *string `toml:"device"`
-	Module               *string `toml:"module"`
-	IdentityService      *bool   `toml:"identity_service"`
-	IdentitySocket       *string `toml:"identity_socket"`
-	KeySocket            *string `toml:"key_socket"`
-
-	Transport               *string `toml:"transport"`
-	Proxy                   *string `toml:"proxy"`
-	ProxyPasswordFile       *string `toml:"proxy_password_file"`
-	ProxyPasswordCredential *string `toml:"proxy_password_credential"`
-	CAFile                  *string `toml:"ca_file"`
-
-	TokenLife    any `toml:"token_life"` // for setDuration, as are the next three
-	KeepAlive    any `toml:"keep_alive"`
-	MaxBackoff   any `toml:"max_backoff"`
-	ReportSpread any `toml:"report_spread"`
-
-	Events *bool `toml:"events"`
+// iothubKeys are the keys of [iothub].
+var iothubKeys = []string{
+	"connection_string_file", "credential", "certificate_file", "key_file", "key_credential", "hub", "gateway",
+	"device", "module", "identity_service", "identity_socket", "key_socket", "transport", "proxy",
+	"proxy_password_file", "proxy_password_credential", "ca_file", "token_life", "keep_alive", "max_backoff",
+	"report_spread", "events",
 }
 
 // ownFile is where a secret is kept: perceptd reads it by its group, and cannot change it.
 const ownFile = "a file of its own (owner root, group " + serviceUser + ", mode 0640)"
 
-// iothubHint says what was probably meant by an unknown key of [iothub].
-func iothubHint(k toml.Key) string {
-	if slices.Contains(k, "connection_string") || slices.Contains(k, "shared_access_key") {
-		return ": a connection string is a secret, and this file is none: keep the secret in " + ownFile +
-			", and name that as connection_string_file, or have systemd give it as a credential"
-	}
-	if slices.Contains(k, "proxy_password") {
-		return ": a password is a secret, and this file is none: keep it in " + ownFile + ", and name that " +
-			"as proxy_password_file"
-	}
-	return ": [iothub] has connection_string_file, credential, certificate_file, key_file, key_credential, hub, " +
-		"gateway, device, module, identity_service, identity_socket, key_socket, transport, proxy, " +
-		"proxy_password_file, proxy_password_credential, ca_file, token_life, keep_alive, max_backoff, " +
-		"report_spread and events"
-}
-
-// take overwrites what a document sets.
-func (h *IoTHub) take(doc iothubDocument, where *positions) error {
-	for _, text := range []struct{ to, written *string }{
-		{&h.ConnectionString.File, doc.ConnectionStringFile}, {&h.ConnectionString.Credential, doc.Credential},
-		{&h.Certificate.File, doc.CertificateFile}, {&h.Certificate.Key.File, doc.KeyFile},
-		{&h.Certificate.Key.Credential, doc.KeyCredential}, {&h.Certificate.Hub, doc.Hub},
-		{&h.Certificate.Gateway, doc.Gateway}, {&h.Certificate.Device, doc.Device},
-		{&h.Certificate.Module, doc.Module}, {&h.IdentityService.IdentitySocket, doc.IdentitySocket},
-		{&h.IdentityService.KeySocket, doc.KeySocket}, {&h.transport, doc.Transport}, {&h.Proxy, doc.Proxy},
-		{&h.ProxyPassword.File, doc.ProxyPasswordFile}, {&h.ProxyPassword.Credential, doc.ProxyPasswordCredential},
-		{&h.CAFile, doc.CAFile},
+// take reads an [iothub].
+func (h *IoTHub) take(t *table) {
+	for _, row := range []struct {
+		to        *string
+		key, such string
+	}{
+		{&h.ConnectionString.File, "connection_string_file", "/etc/percept/iothub"},
+		{&h.ConnectionString.Credential, "credential", "iothub"},
+		{&h.Certificate.File, "certificate_file", "/etc/percept/device.pem"},
+		{&h.Certificate.Key.File, "key_file", "/etc/percept/device.key"},
+		{&h.Certificate.Key.Credential, "key_credential", "iothub-key"},
+		{&h.Certificate.Hub, "hub", "example.azure-devices.net"},
+		{&h.Certificate.Gateway, "gateway", "gateway.example"},
+		{&h.Certificate.Device, "device", "percept-7"}, {&h.Certificate.Module, "module", "percept"},
+		{&h.IdentityService.IdentitySocket, "identity_socket", "/run/aziot/identityd.sock"},
+		{&h.IdentityService.KeySocket, "key_socket", "/run/aziot/keyd.sock"},
+		{&h.transport, "transport", transportMQTT},
+		{&h.Proxy, "proxy", "http://proxy.example:3128"},
+		{&h.ProxyPassword.File, "proxy_password_file", "/etc/percept/proxy"},
+		{&h.ProxyPassword.Credential, "proxy_password_credential", "proxy"},
+		{&h.CAFile, "ca_file", "/etc/percept/ca.pem"},
 	} {
-		if text.written != nil {
-			*text.to = *text.written
+		if text, ok := t.text(row.key, row.such); ok {
+			*row.to = text
 		}
 	}
-	if doc.IdentityService != nil {
-		h.IdentityService.On = *doc.IdentityService
+	for _, row := range []struct {
+		to  *bool
+		key string
+	}{{&h.IdentityService.On, "identity_service"}, {&h.Events, "events"}} {
+		if flag, ok := t.flag(row.key); ok {
+			*row.to = flag
+		}
 	}
-	if doc.Events != nil {
-		h.Events = *doc.Events
-	}
-	return h.takeDurations(doc, where)
-}
-
-// takeDurations is take of the durations.
-func (h *IoTHub) takeDurations(doc iothubDocument, where *positions) error {
-	var faults []error
 	for _, row := range []struct {
 		to        *time.Duration
-		written   any
 		key       string
 		low, high time.Duration
 	}{
-		{&h.TokenLife, doc.TokenLife, "iothub.token_life", minTokenLife, maxTokenLife},
-		{&h.KeepAlive, doc.KeepAlive, "iothub.keep_alive", minKeepAlive, maxKeepAlive},
-		{&h.MaxBackoff, doc.MaxBackoff, "iothub.max_backoff", minMaxBackoff, maxMaxBackoff},
-		{&h.ReportSpread, doc.ReportSpread, "iothub.report_spread", 0, maxReportSpread},
+		{&h.TokenLife, "token_life", minTokenLife, maxTokenLife},
+		{&h.KeepAlive, "keep_alive", minKeepAlive, maxKeepAlive},
+		{&h.MaxBackoff, "max_backoff", minMaxBackoff, maxMaxBackoff},
 	} {
-		err := setDuration(row.to, row.written, row.key, where)
-		if err == nil && row.written != nil && (*row.to < row.low || *row.to > row.high) {
-			err = fmt.Errorf("%s: %s is %v: it must be between %v and %v",
-				where.value(row.key), row.key, *row.to, row.low, row.high)
+		if d, ok := t.duration(row.key, row.low, row.high); ok {
+			*row.to = d
 		}
-		faults = append(faults, err)
 	}
-	if doc.ReportSpread != nil {
-		h.ReportSpread = cmp.Or(h.ReportSpread, noSpread)
+	if spread, ok := t.duration("report_spread", 0, maxReportSpread); ok {
+		h.ReportSpread = cmp.Or(spread, noSpread)
 	}
-	return errors.Join(faults...)
+	t.finish()
 }
 
 const (

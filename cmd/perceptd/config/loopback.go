@@ -12,16 +12,12 @@ type Loopback struct {
 	text *string // as it was written last; nil: not at all
 }
 
-// loopbackDocument is its part of a configuration file.
-type loopbackDocument struct {
-	Address *string `toml:"address"`
-}
-
-// take overwrites what a document sets.
-func (c *Loopback) take(doc loopbackDocument) {
-	if doc.Address != nil {
-		c.text = doc.Address
+// take reads a [loopback].
+func (c *Loopback) take(t *table) {
+	if address, ok := t.text("address", exampleLoopback); ok {
+		c.text = &address
 	}
+	t.finish()
 }
 
 // validate looks at what all files together say; there tells that one of them has a [loopback]. key is what is wrong.

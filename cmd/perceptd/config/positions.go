@@ -1,163 +1,136 @@
 package config
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
+	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
-
-	"perceptd/agent/grants"
 )
 
-// positions remembers in which file and line each table and each single value of the configuration stands.
-type positions struct {
-	// tables has where the tables of each kind stand, "identity", "grant", "resource" or "module", as "FILE:LINE", in
-	// the order of Config's lists.
-	tables map[string][]string
-	values map[string]string // "source.kind" → "FILE:LINE", where it was set last
-	last   string            // the file read last
+// written is a configuration file that is TOML: what it says, and where each of its keys stands.
+type written struct {
+	name   string
+	keys   map[string]any
+	top    []string          // the keys of keys, in the order of the file
+	places map[string]string // path → "FILE:LINE"
+	tables map[string]int    // path of a list of tables → how many were there so far
+	lines  []int             // where each line ends
 }
 
-func newPositions() *positions {
-	return &positions{tables: make(map[string][]string), values: make(map[string]string)}
-}
-
-// tableCounts is how many tables of each kind a file has.
-type tableCounts struct{ identities, grants, resources, modules int }
-
-func (p *positions) counts() tableCounts {
-	return tableCounts{
-		len(p.tables["identity"]), len(p.tables["grant"]), len(p.tables["resource"]), len(p.tables["module"]),
+// parse reads a file. The error says where it is not TOML, and what is wrong there.
+func parse(file File) (*written, error) {
+	text, err := plainText(file)
+	if err != nil {
+		return nil, err
 	}
+	w := &written{name: file.Path, places: make(map[string]string), tables: make(map[string]int)}
+	if err := toml.Unmarshal(text, &w.keys); err != nil {
+		return nil, notTOML(file.Path, text, err)
+	}
+	for i, c := range text {
+		if c == '\n' {
+			w.lines = append(w.lines, i)
+		}
+	}
+	w.locate(text)
+	return w, nil
 }
 
-// add notes the tables and values of one file, which is known to be sound TOML, and returns how many
-// tables it has.
-func (p *positions) add(file string, text []byte) tableCounts {
-	p.last = file
-	before := p.counts()
+// locate notes where the tables and values of the file stand.
+func (w *written) locate(text []byte) {
 	var parser unstable.Parser
 	parser.Reset(text)
-	f := positionedFile{positions: p, name: file, left: text, line: 1}
 	table := ""
 	for parser.NextExpression() {
 		switch e := parser.Expression(); e.Kind {
 		case unstable.Table:
-			var at unstable.Range
-			table, at = dotted("", e.Key())
-			p.values[table] = f.position(at) // where a single value belongs, perhaps
+			table = w.note("", e.Key())
 		case unstable.ArrayTable:
-			var at unstable.Range
-			table, at = dotted("", e.Key())
-			p.tables[table] = append(p.tables[table], f.position(at))
+			list := w.note("", e.Key())
+			table = below(list, strconv.Itoa(w.tables[list]))
+			w.tables[list]++
+			w.places[table] = w.places[list+lastHeader]
 		case unstable.KeyValue:
-			f.add(table, e)
+			w.notePair(table, e)
 		}
 	}
-	after := p.counts()
-	return tableCounts{
-		after.identities - before.identities, after.grants - before.grants,
-		after.resources - before.resources, after.modules - before.modules,
-	}
 }
 
-// table returns where the table of that kind and index in Config's list stands.
-func (p *positions) table(kind string, index int) string {
-	if list := p.tables[kind]; index < len(list) {
-		return list[index]
-	}
-	return p.last // there is none, which may be the fault
-}
+// lastHeader is below a list of tables where its last header stands. No key has it: what follows a separator is not
+// empty there.
+const lastHeader = separator + separator
 
-// value returns where a key has its value from.
-func (p *positions) value(key string) string {
-	if place, ok := p.values[key]; ok {
-		return place
-	}
-	return p.last
-}
-
-// locate puts file and line before each fault that the rules found.
-func (p *positions) locate(err error) error {
-	faults, many := err.(interface{ Unwrap() []error })
-	if !many {
-		return err
-	}
-	var located []error
-	for _, fault := range faults.Unwrap() {
-		var rule *grants.RuleError
-		if errors.As(fault, &rule) {
-			place := p.table(rule.Kind, rule.Index)
-			if rule.Kind == "sdk_life" || rule.Kind == "spread" {
-				place = p.value("tokens." + rule.Kind)
-			}
-			fault = fmt.Errorf("%s: %w", place, rule)
+// note notes where the parts of a dotted key stand, and returns the path of the last one. Of a list of tables it is the
+// last table that a key leads into.
+func (w *written) note(table string, key unstable.Iterator) (path string) {
+	path = table
+	for key.Next() {
+		if n := w.tables[path]; n > 0 {
+			path = below(path, strconv.Itoa(n-1))
 		}
-		located = append(located, fault)
-	}
-	return errors.Join(located...)
-}
-
-// positionedFile is a file that is gone through from its beginning to its end.
-type positionedFile struct {
-	positions *positions
-	name      string
-	left      []byte // from offset
-	offset    int
-	line      int // of offset
-}
-
-// position returns file and line of a range, which begins no earlier than the one before.
-func (f *positionedFile) position(at unstable.Range) string {
-	skipped := int(at.Offset) - f.offset
-	f.line += bytes.Count(f.left[:skipped], []byte("\n"))
-	f.left, f.offset = f.left[skipped:], int(at.Offset)
-	return fmt.Sprintf("%s:%d", f.name, f.line)
-}
-
-// add notes a value of a table, and tables that are written inline.
-func (f *positionedFile) add(table string, pair *unstable.Node) {
-	key, at := dotted(table, pair.Key())
-	f.positions.values[key] = f.position(at)
-	switch value := pair.Value(); value.Kind {
-	case unstable.InlineTable:
-		f.addPairs(key, value)
-	case unstable.Array:
-		for elements := value.Children(); elements.Next(); {
-			if element := elements.Node(); element.Kind == unstable.InlineTable {
-				f.positions.tables[key] = append(f.positions.tables[key], f.position(element.Raw))
-				f.addPairs(key, element)
+		part := key.Node()
+		path = below(path, string(part.Data))
+		place := w.position(part.Raw)
+		if _, known := w.places[path]; !known {
+			w.places[path] = place
+			if !strings.Contains(path, separator) {
+				w.top = append(w.top, path)
 			}
 		}
+		w.places[path+lastHeader] = place
 	}
+	return path
 }
 
-func (f *positionedFile) addPairs(table string, inline *unstable.Node) {
-	for pairs := inline.Children(); pairs.Next(); {
-		if pair := pairs.Node(); pair.Kind == unstable.KeyValue {
-			f.add(table, pair)
+func (w *written) notePair(table string, pair *unstable.Node) {
+	w.noteInside(w.note(table, pair.Key()), pair.Value())
+}
+
+// noteInside notes what is in a value.
+func (w *written) noteInside(path string, value *unstable.Node) {
+	i := 0
+	for parts := value.Children(); parts.Next(); {
+		switch part := parts.Node(); {
+		case part.Kind == unstable.Comment:
+		case value.Kind == unstable.InlineTable:
+			w.notePair(path, part)
+		case value.Kind == unstable.Array:
+			element := below(path, strconv.Itoa(i))
+			i++
+			if part.Raw.Length > 0 {
+				w.places[element] = w.position(part.Raw)
+			}
+			w.noteInside(element, part)
 		}
 	}
 }
 
-// dotted joins a key below a table and returns where its last part stands.
-func dotted(table string, parts unstable.Iterator) (key string, at unstable.Range) {
-	key = table
-	for parts.Next() {
-		if key != "" {
-			key += "."
-		}
-		key += string(parts.Node().Data)
-		at = parts.Node().Raw
-	}
-	return key, at
+func (w *written) position(at unstable.Range) string {
+	line, _ := slices.BinarySearch(w.lines, int(at.Offset))
+	return fmt.Sprintf("%s:%d", w.name, line+1)
 }
 
-// located puts where it stands before a fault, if there is one.
-func located(place string, err error) error {
-	if err == nil {
-		return nil
+// place returns where what is at a path stands, or what it is in.
+func (w *written) place(path string) string {
+	for path != "" {
+		if place, known := w.places[path]; known {
+			return place
+		}
+		path = path[:max(strings.LastIndex(path, separator), 0)]
 	}
-	return fmt.Errorf("%s: %w", place, err)
+	return w.name
+}
+
+// separator is between the keys of a path.
+const separator = "\x00"
+
+// below returns the path of a key of a table.
+func below(table, key string) string {
+	if table == "" {
+		return key
+	}
+	return table + separator + key
 }

@@ -44,7 +44,7 @@ func Load(path string) (Config, error) { return loadTrusted(path, ownFiles(), me
 func loadTrusted(path string, by *trust, in func(gid uint32, all []grants.Grant) string) (Config, error) {
 	r := readTrustedFiles(path, by, in)
 	c := r.Config()
-	if err := errors.Join(r.fault(), c.fault); err != nil {
+	if err := errors.Join(r.fault(), c.faults.err()); err != nil {
 		return Config{}, err
 	}
 	return c, nil
@@ -70,7 +70,7 @@ func readTrustedFiles(path string, by *trust, in func(gid uint32, all []grants.G
 			continue
 		}
 		if err == nil {
-			err = checkTOML(file, text)
+			_, err = parse(File{file, text})
 		}
 		if err != nil {
 			r.Faults = append(r.Faults, err)

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -31,29 +32,24 @@ type Source struct {
 var defaultSource = Source{Kind: ManagedIdentity, Endpoint: source.Auto, Speed: 1,
 	Rollover: simulator.AtExpiry.String()}
 
-// sourceDocument is its part of a configuration file. Pointers tell a missing key from a zero.
-type sourceDocument struct {
-	Kind     *string  `toml:"kind"`
-	Endpoint *string  `toml:"endpoint"`
-	Speed    *float64 `toml:"speed"`
-	Rollover *string  `toml:"rollover"`
-	Spread   any      `toml:"spread"` // for setDuration
-}
-
-// take overwrites what a document sets, but for the spread, which is taken as every duration is.
-func (s *Source) take(written sourceDocument) {
-	if written.Kind != nil {
-		s.Kind = *written.Kind
+// take reads a [source].
+func (s *Source) take(t *table) {
+	if kind, ok := t.text("kind", ManagedIdentity); ok {
+		s.Kind = kind
 	}
-	if written.Endpoint != nil {
-		s.Endpoint = source.Endpoint(*written.Endpoint)
+	if endpoint, ok := t.text("endpoint", string(source.Auto)); ok {
+		s.Endpoint = source.Endpoint(endpoint)
 	}
-	if written.Speed != nil {
-		s.Speed = *written.Speed
+	if speed, ok := t.number("speed"); ok {
+		s.Speed = speed
 	}
-	if written.Rollover != nil {
-		s.Rollover = *written.Rollover
+	if rollover, ok := t.text("rollover", defaultSource.Rollover); ok {
+		s.Rollover = rollover
 	}
+	if spread, ok := t.duration("spread", -math.MaxInt64, math.MaxInt64); ok {
+		s.Spread = spread
+	}
+	t.finish()
 }
 
 // maxSimulatedSpread is as long as [tokens] spread can allow for.

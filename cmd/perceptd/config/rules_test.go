@@ -61,7 +61,7 @@ func TestSpreadAndResourceFaults(t *testing.T) {
 		{"of the simulated one", "[source]\nkind = \"simulated\"\nspread = \"25h\"\n",
 			"config.toml:3: source.spread is 25h0m0s: it must be between 0s and 24h0m0s"},
 		{"one bracket", "[[identity]]\nname = \"a\"\n\n[resource]\nuri = \"api://x\"\n",
-			"config.toml: write [[identity]], [[grant]], [[resource]] and [[module]], each with two brackets"},
+			"config.toml:4: resource 1: write it with two brackets, [[resource]]: there may be several"},
 		{"a word for a lost record", harness.GoodConfig + "\n[tokens]\nlost_record = \"drop\"\n",
 			`config.toml:19: tokens.lost_record is "drop": it must be "serve" or "withhold"`},
 		{"unknown key", resource("url = \"api://x\"\n"),
