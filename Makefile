@@ -1,13 +1,16 @@
 # What a developer does with this repository. `make` lists it.
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
-COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-DATE    ?= $(shell git log -1 --format=%cI 2>/dev/null || echo unknown)
+# Root may build in another user's repository, which git does not trust by itself.
+GIT      = git -c safe.directory='$(CURDIR)'
+VERSION ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo development)
+COMMIT  ?= $(shell $(GIT) rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+DATE    ?= $(shell $(GIT) log -1 --format=%cI 2>/dev/null || echo unknown)
 
 export CGO_ENABLED = 0
 GO       = go
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
-BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+# -buildvcs=false: Go would ask git once more, and end where git does not trust the folder.
+BUILD    = $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 FUZZTIME ?= 30s
 SINCE ?=
 LIVES_SECONDS ?= 600
@@ -24,7 +27,7 @@ apt = @missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null
 	else echo "this needs Debian's packages:$$missing (apt-get install, as root)" >&2; exit 1; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo demo-fleet test test-race test-system test-containers test-attacks test-clients test-hub fuzz bench bench-flood fault-matrix bench-staleness architecture lives mutations soak lint cover cross install clean
+.PHONY: help build demo demo-fleet test test-race test-system test-containers test-attacks test-clients test-hub fuzz bench bench-flood fault-matrix bench-staleness architecture lives mutations soak lint cover cross install uninstall clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +35,7 @@ help: ## List what can be made
 build: ## Static bin/perceptd and bin/perceptctl
 	@mkdir -p bin
 	$(BUILD) -o bin/ ./cmd/perceptd ./cmd/perceptctl
+	@touch bin/perceptd bin/perceptctl
 
 demo: build ## Start the daemon on a simulated back end, fetch a token, show the status
 	@deploy/demo.sh
@@ -131,20 +135,11 @@ cross: ## Static binaries for linux/amd64, linux/arm64 and linux/arm/v7 in bin/
 	@size=$$(stat -c %s bin/linux-arm64/perceptctl); if [ $$size -ge 8388608 ]; then \
 		echo "perceptctl has $$size bytes on arm64, and is to be mounted into containers: below 8 MiB" >&2; exit 1; fi
 
-install: build ## Install binaries and units under DESTDIR (as root on the device)
-	install -D -m 0755 -t $(DESTDIR)/usr/bin bin/perceptd bin/perceptctl
-	install -D -m 0644 -t $(DESTDIR)/usr/lib/systemd/system systemd/perceptd.service systemd/perceptd.socket systemd/perceptd-admin.socket \
-		systemd/perceptd-cache-key.service systemd/perceptd-clock.socket systemd/perceptd-clock@.service
-	install -D -m 0644 -t $(DESTDIR)/usr/share/man/man8 docs/man/perceptd.8
-	install -D -m 0644 -t $(DESTDIR)/usr/share/man/man1 docs/man/perceptctl.1
-	install -D -m 0644 systemd/perceptd.sysusers.conf $(DESTDIR)/usr/lib/sysusers.d/perceptd.conf
-	install -D -m 0644 systemd/perceptd.tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/perceptd.conf
-	install -D -m 0644 -t $(DESTDIR)/usr/share/perceptd systemd/perceptd.service.d/*.conf deploy/config.example.toml
-	@echo "next: systemctl daemon-reload && systemd-sysusers perceptd.conf && systemd-tmpfiles --create perceptd.conf && perceptctl cache-key make"
-	@echo "then, over an earlier version: systemctl restart perceptd-cache-key perceptd;"
-	@echo "else write /etc/percept/config.toml (an example is in /usr/share/perceptd) and systemctl enable --now perceptd;"
-	@echo "where Azure Arc is installed, copy azure-arc.conf to /etc/systemd/system/perceptd.service.d/ first;"
-	@echo "docs/iothub.md tells who copies iot-edge.conf or iothub-credential.conf there"
+install: ## Install what `make build` made, under DESTDIR or on this device as root; a version that runs is restarted
+	@MAKE='$(MAKE)' DESTDIR='$(DESTDIR)' deploy/install.sh install
+
+uninstall: ## Stop the units and take away what was installed; PURGE=1: configuration, keys and tokens too
+	@DESTDIR='$(DESTDIR)' PURGE='$(PURGE)' deploy/install.sh uninstall
 
 clean: ## Remove what was built
 	rm -rf bin

@@ -211,18 +211,28 @@ func unpack(t *testing.T, m *machine) (next, over string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(mustRun(t, "make", "-C", repository, "install", "DESTDIR="+m.root)) {
-		if commands, found := strings.CutPrefix(line, "next: "); found {
-			next = strings.TrimSpace(commands)
-		}
-		if commands, found := strings.CutPrefix(line, "then, over an earlier version: "); found {
-			over = strings.TrimSuffix(strings.TrimSpace(commands), ";")
+	first, over := nextOf(t, mustRun(t, "make", "-C", repository, "install", "DESTDIR="+m.root))
+	return strings.Join(first[:len(first)-2], " && "), over
+}
+
+// nextOf returns the commands that make install prints: those of a first installation, the last two of which write an
+// example configuration and start the daemon, and the one that takes their place over a version that runs.
+func nextOf(t *testing.T, said string) (first []string, over string) {
+	t.Helper()
+	isOver := false
+	for line := range strings.Lines(said) {
+		isOver = isOver || strings.HasPrefix(line, "over a version that runs")
+		switch command, found := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "  "); {
+		case found && isOver:
+			over = command
+		case found:
+			first = append(first, command)
 		}
 	}
-	if next == "" || over == "" {
-		t.Fatal("make install does not tell what is next")
+	if len(first) < 3 || over == "" {
+		t.Fatalf("make install does not tell what is next:\n%s", said)
 	}
-	return next, over
+	return first, over
 }
 
 // install makes a device with perceptd, though without a key for what it keeps.

@@ -273,6 +273,51 @@ func TestDropInsAddOnlyWhatTheySay(t *testing.T) {
 	}
 }
 
+// What stands in this folder for the device is installed, each file once, and make uninstall goes by the same list.
+func TestEveryUnitIsInstalled(t *testing.T) {
+	t.Parallel()
+	out, err := exec.Command("sh", "../deploy/install.sh", "files").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	installed := make(map[string]string)
+	for line := range strings.Lines(string(out)) {
+		words := strings.Fields(line)
+		if len(words) != 3 {
+			t.Fatalf("not a mode, a file and its place: %q", line)
+		}
+		if installed[words[1]] != "" {
+			t.Errorf("%s is installed twice", words[1])
+		}
+		installed[words[1]] = words[2]
+	}
+	units := 0
+	err = filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || filepath.Ext(path) == ".go" {
+			return err
+		}
+		to := installed["systemd/"+path]
+		name := filepath.Base(path)
+		switch {
+		case path == sysusers, path == tmpfiles:
+			name = "perceptd.conf"
+		case filepath.Dir(path) == dropIns:
+		default:
+			units++
+			if to != "/usr/lib/systemd/system/"+path {
+				t.Errorf("%s is installed at %q", path, to)
+			}
+		}
+		if to == "" || filepath.Base(to) != name {
+			t.Errorf("%s is installed at %q", path, to)
+		}
+		return nil
+	})
+	if err != nil || units < 6 {
+		t.Errorf("%d units, %v", units, err)
+	}
+}
+
 // analyze runs systemd-analyze on an installation of the units in a folder of its own, with the given
 // drop-ins and with programs that only look like ours.
 func analyze(t *testing.T, dropInNames []string, arguments func(root, units string) []string) (string, error) {
