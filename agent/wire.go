@@ -60,6 +60,10 @@ func tokenStatusOf(key cachedKey) api.TokenStatus {
 		status.IssuedFrom, status.IssuedTo = api.Time(key.Issued.Earliest), api.Time(key.Issued.Latest)
 		status.Claims = &claims
 	}
+	if ended := key.Ended; !ended.From.IsZero() {
+		status.Ended = &api.EndedStretch{From: api.Time(ended.From), To: api.Time(ended.To), State: ended.State,
+			Withheld: ended.Withheld}
+	}
 	if key.Before != nil {
 		before := claimsOf(*key.Before)
 		status.Before = &before

@@ -33,6 +33,7 @@ type entry struct {
 	claim     claim // of a former principal, to be the current one
 	rollovers history
 	learned   learned
+	stretch   Stretch       // in which the token before this one lacked a change
 	changed   chan struct{} // closed when what Peek returns changes
 }
 

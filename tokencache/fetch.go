@@ -259,6 +259,7 @@ func (c *Cache) takeLocked(e *entry, f Fetched, left, held time.Duration, begun,
 		if !e.token.Text.IsZero() && !f.Token.Text.Equal(e.token.Text) {
 			c.tombstones.add(c.tombstoneOfLocked(e))
 		}
+		e.stretch = c.endedLocked(e, now)
 		seen, ok := e.replace(f, c.receiptLocked(e, f, first, again, left, now), left, begun, now)
 		e.token.given = c.lifeCountedLocked(f, left, begun, now)
 		if again {

@@ -61,6 +61,8 @@ type Status struct {
 	// AudienceBefore is the audience of the token before, if the held one has another; else empty.
 	AudienceBefore string
 
+	Ended Stretch // the time in which the token before this one lacked a policy change; zero: there was none
+
 	HeldUntil time.Time // nothing is fetched before, since a policy change is still spreading; zero: nothing holds
 
 	Pattern Pattern // of the rollovers
@@ -229,7 +231,7 @@ func (c *Cache) statusLocked(e *entry, now bootTime, wall time.Time) Status {
 			s.Expected = wall.Add(at.sub(now))
 		}
 		s.Former = c.formerLocked(e) && !e.token.lastClaims.Simulated()
-		s.AudienceBefore = e.token.audienceBefore
+		s.AudienceBefore, s.Ended = e.token.audienceBefore, e.stretch
 	}
 	if left > 0 && c.postponedLocked(e, now) || c.barredLocked(e, now) {
 		s.HeldUntil = wall.Add(c.postponedUntilLocked(e, now).sub(now))

@@ -129,6 +129,10 @@ func TestChangedServesAndProbes(t *testing.T) {
 			if got := c.Changes(); len(got) != 1 || got[0].Touched != 1 || got[0].Waiting != 0 {
 				t.Errorf("on record: %+v", got)
 			}
+			if got := only(t, c).Ended; got.State != tokencache.Stale || !got.From.Equal(changed) ||
+				got.To.Sub(rolls).Abs() > time.Minute || got.Withheld {
+				t.Errorf("it was stale until %v: %+v", rolls, got)
+			}
 			if got := only(t, c); got.Before == nil || slices.Contains(got.Before.Roles, "New") ||
 				!slices.Contains(got.Claims.Roles, "New") {
 				t.Errorf("evidence: before %+v, after %+v", got.Before, got.Claims)

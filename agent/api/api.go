@@ -517,11 +517,20 @@ type TokenStatus struct {
 	Former    bool           `json:"former,omitempty"` // the token held is of a former principal of the identity
 	Life      int64          `json:"life,omitempty"`   // seconds that the token had when it was minted
 	Rollover  RolloverStatus `json:"rollover"`
+	Ended     *EndedStretch  `json:"ended,omitempty"`     // absent: the token before this one lacked no policy change
 	HeldUntil time.Time      `json:"held_until,omitzero"` // no fetch before: a policy change is still spreading
 	// Refused is when a module last reported that a resource refused this token.
 	Refused time.Time `json:"refused,omitzero"`
 	// Denied is true if a deny rule takes it away from every caller, or nobody knows what is denied.
 	Denied bool `json:"denied,omitempty"`
+}
+
+// EndedStretch is a time in which tokens lacked a policy change, until the token held replaced the last of them.
+type EndedStretch struct {
+	From     time.Time       `json:"from"`
+	To       time.Time       `json:"to"`
+	State    PermissionState `json:"standing"`           // the worst
+	Withheld bool            `json:"withheld,omitempty"` // they were handed out to nobody
 }
 
 // InTrouble reports whether a person should look at the key. A single failed refresh of a token with much life left is

@@ -25,7 +25,8 @@ func (a *app) timelineCommand() *cobra.Command {
 		Long: `Draw the life of every token as a bar on one time axis: when it was minted, half of
 its life, now, policy changes, the predicted rollover and its expiry. From a policy
 change that it may lack on, a bar is made of letters: s for stale, u for uncertain,
-w for withheld; capitals are what is past. A legend tells the marks that appear.
+w for withheld; capitals are what is past. Letters before the bar are of the token
+before, which lacked a policy change. A legend tells the marks that appear.
 
 A column stands for many minutes. Of marks that fall on the same one, the first of
 these is drawn: policy change, now, predicted rollover, expiry, minting, half life.
@@ -85,12 +86,12 @@ func (s screen) timeline(status api.Status) string {
 	drawing := text + strings.TrimRight(axis.hours(), " ") + "\n" +
 		text + axis.rule(marks) + "\n"
 	for i, l := range lives {
-		bar := axis.bar(l, marks)
+		bar, begins := axis.bar(l, marks)
 		for _, mark := range bar {
 			seen[mark] = true
 		}
 		drawing += fmt.Sprintf("%-*s%s%s\n", labelWidth, labels[i], term.Gap,
-			s.paintBar(l, strings.TrimRight(string(bar), " ")))
+			s.paintBar(l, bar, begins))
 	}
 	drawing += text + axis.nowLine(s) + "\n\n" + s.legend(seen, marks) + "\n"
 	for i, l := range lives {
@@ -137,16 +138,27 @@ func number(i int, lives []life) string {
 	return fmt.Sprintf("%*d", len(strconv.Itoa(len(lives))), i+1)
 }
 
-func (s screen) paintBar(l life, bar string) string {
+// paintBar paints a bar, whose token begins at a column.
+func (s screen) paintBar(l life, bar []rune, begins int) string {
+	before, own := string(bar[:begins]), strings.TrimRight(string(bar[begins:]), " ")
+	if ended := l.token.Ended; ended != nil && begins > 0 {
+		before = s.Paint(lackStyle(ended.Withheld), before)
+	}
 	switch {
 	case l.token.ExpiresIn <= 0:
-		return s.Paint(term.Faint, bar)
-	case l.token.Permissions.Withheld:
-		return s.Paint(term.Bad, bar)
+		return before + s.Paint(term.Faint, own)
 	case !explain.IsCurrent(l.token):
-		return s.Paint(term.Warning, bar)
+		return before + s.Paint(lackStyle(l.token.Permissions.Withheld), own)
 	}
-	return s.Paint(term.Good, bar)
+	return before + s.Paint(term.Good, own)
+}
+
+// lackStyle is how a token is painted that may lack a policy change.
+func lackStyle(withheld bool) term.Style {
+	if withheld {
+		return term.Bad
+	}
+	return term.Warning
 }
 
 // life is a token's times. Those not known are zero.
@@ -218,6 +230,10 @@ func (s screen) lifeText(lead string, now time.Time, l life) string {
 		parts = append(parts, "minted "+s.atSecond(now, l.issuedFrom)+" to "+s.atSecond(now, l.issued))
 	}
 	add("half life", l.half)
+	if ended := l.token.Ended; ended != nil {
+		parts = append(parts, fmt.Sprintf("%s from %s to %s", lackWord(ended.State, ended.Withheld),
+			s.atSecond(now, ended.From), s.atSecond(now, ended.To)))
+	}
 	for _, at := range l.changes[:min(explain.ShownChanges, len(l.changes))] {
 		add("policy change", at)
 	}
@@ -257,14 +273,22 @@ func marksFor(plainText bool) marks {
 }
 
 // letters are what a bar is made of from a policy change on that its token may lack.
-func letters(token api.TokenStatus) (past, future rune) {
+func letters(state api.PermissionState, withheld bool) (past, future rune) {
 	switch {
-	case token.Permissions.Withheld:
+	case withheld:
 		return 'W', 'w'
-	case token.Permissions.State == api.PermissionsStale:
+	case state == api.PermissionsStale:
 		return 'S', 's'
 	}
 	return 'U', 'u'
+}
+
+// lackWord is what the letters stand for.
+func lackWord(state api.PermissionState, withheld bool) string {
+	if withheld {
+		return "withheld"
+	}
+	return string(state)
 }
 
 // axis maps moments onto columns.
@@ -282,7 +306,11 @@ const maxReach = 7 * 24 * time.Hour
 func axisFor(now time.Time, lives []life, columns int, zone *time.Location) axis {
 	from, to := now.Add(-time.Hour), now.Add(time.Hour)
 	for _, l := range lives {
-		for _, t := range []time.Time{l.issued, l.expires, l.rollover, l.unmet} {
+		var ended time.Time
+		if l.token.Ended != nil {
+			ended = l.token.Ended.From
+		}
+		for _, t := range []time.Time{l.issued, l.expires, l.rollover, l.unmet, ended} {
 			if t.IsZero() {
 				continue
 			}
@@ -314,9 +342,17 @@ func (x axis) column(t time.Time) int {
 
 // bar draws a life. Marks are drawn over each other, the most important last: half life, issue, expiry,
 // rollover, now, policy change.
-func (x axis) bar(l life, m marks) []rune {
-	bar := []rune(strings.Repeat(" ", x.columns))
+// begins is the first column of the token itself: what is before it is of the token before.
+func (x axis) bar(l life, m marks) (bar []rune, begins int) {
+	bar = []rune(strings.Repeat(" ", x.columns))
 	now := x.column(x.now)
+	if ended := l.token.Ended; ended != nil && !l.issued.IsZero() {
+		begins = x.column(l.issued)
+		past, _ := letters(ended.State, ended.Withheld)
+		for i := x.column(ended.From); i < begins && i <= x.column(ended.To); i++ {
+			bar[i] = past
+		}
+	}
 	if !l.expires.IsZero() && !l.issued.IsZero() {
 		x.fill(bar, l, m)
 		bar[x.column(l.half)] = m.half
@@ -332,12 +368,12 @@ func (x axis) bar(l life, m marks) []rune {
 			bar[x.column(at)] = m.change
 		}
 	}
-	return bar
+	return bar, begins
 }
 
 // fill draws the life itself: what is past and what is to come, and from when on the token lacks a change.
 func (x axis) fill(bar []rune, l life, m marks) {
-	past, future := letters(l.token)
+	past, future := letters(l.token.Permissions.State, l.token.Permissions.Withheld)
 	for i := x.column(l.issued); i <= x.column(l.expires); i++ {
 		lacks := !l.unmet.IsZero() && i >= x.column(l.unmet)
 		switch isPast := i < x.column(x.now); {

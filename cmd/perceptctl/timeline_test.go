@@ -102,8 +102,11 @@ func TestTimelineLayout(t *testing.T) {
 		lacking(aToken("bücher\x1b[2J", "api://ohne-schema-ünd-so", 23*time.Hour), api.PermissionsUncertain,
 			time.Minute),
 	}
+	ended := []api.TokenStatus{aToken("device", "https://vault.azure.net", 3*time.Hour)}
+	ended[0].Ended = &api.EndedStretch{From: after(-20 * time.Hour), To: after(-3 * time.Hour),
+		State: api.PermissionsStale, Withheld: true}
 	for name, tokens := range map[string][]api.TokenStatus{"none": nil, "one": one, "thirty": many,
-		"long names": long} {
+		"long names": long, "ended": ended} {
 		for _, width := range []int{40, 60, 80, 100, 160, 300} {
 			for _, plainText := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s, %d columns, ASCII %t", name, width, plainText), func(t *testing.T) {
@@ -176,7 +179,7 @@ func TestMarksOnOneColumn(t *testing.T) {
 		{'u', nil},
 	}
 	for _, test := range tests {
-		bar := x.bar(l, m)
+		bar, _ := x.bar(l, m)
 		if bar[column] != test.want {
 			t.Errorf("%q, want %q in %q", bar[column], test.want, string(bar))
 		}
