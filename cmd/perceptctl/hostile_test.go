@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"io"
 	"net"
@@ -190,6 +191,7 @@ var hostileLines = map[string][]string{
 	"simulate state": {"--at $SIMULATOR", "--at $SIMULATOR --json", "--at http://127.0.0.1/$WORD"},
 	"simulate fault": {"--at $SIMULATOR throttle", "--at $SIMULATOR $WORD",
 		"--at $SIMULATOR --clear"},
+	"simulate ask":                       {"--at $SIMULATOR --resource r", "--at $SIMULATOR --resource $WORD"},
 	"simulate permissions":               {"--at $SIMULATOR --identity $WORD --roles $WORD"},
 	"__complete explain":                 {"$EMPTY"},
 	"__complete token --identity":        {"$EMPTY"},
@@ -391,6 +393,11 @@ func hostileSimulator(t *testing.T) string {
 			_, _ = io.WriteString(w, said[simulatorState](t, true, nil))
 		case strings.HasSuffix(r.URL.Path, "/permissions"):
 			_, _ = io.WriteString(w, said[simulator.PermissionsChanged](t, true, nil))
+		case strings.HasSuffix(r.URL.Path, "/token"):
+			claims := spoken(t, map[string]any{"simulated": true, "exp": 1e9, "groups": []string{hostile},
+				"roles": []string{hostile, hostile}})
+			_, _ = io.WriteString(w, spoken(t, map[string]string{
+				"access_token": "x." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".x"}))
 		default:
 			w.WriteHeader(http.StatusBadRequest)
 			_, _ = io.WriteString(w, spoken(t, map[string]string{"error": hostile}))

@@ -128,8 +128,8 @@ type (
 func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 	var stdout, stderr bytes.Buffer
 	var environ []string
-	for _, name := range []string{api.SocketVariable, simulatorVariable, "IDENTITY_HEADER",
-		simulator.ClockVariable, "NO_COLOR", "TERM", "TZ", "LANG", "PATH",
+	for _, name := range []string{api.SocketVariable, simulatorVariable, simulator.ClockVariable, "IDENTITY_ENDPOINT",
+		"IDENTITY_HEADER", "NO_COLOR", "TERM", "TZ", "LANG", "PATH",
 		"RUNTIME_DIRECTORY"} {
 		environ = append(environ, name+"="+ts.Getenv(name))
 	}

@@ -82,7 +82,8 @@ Stopped and resumed, the back end of such a perceptd goes and comes back.`,
 	for _, taken := range [...]string{"listen", "speed", "form"} { // from the environment
 		command.MarkFlagsMutuallyExclusive("resume", taken)
 	}
-	command.AddCommand(a.simulateStateCommand(), a.simulateFaultCommand(), a.simulatePermissionsCommand())
+	command.AddCommand(a.simulateStateCommand(), a.simulateFaultCommand(), a.simulatePermissionsCommand(),
+		a.simulateAskCommand())
 	return command
 }
 

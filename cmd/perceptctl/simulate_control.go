@@ -36,11 +36,8 @@ func (a *app) atFlag(command *cobra.Command, at *string) {
 // controlSimulator asks the simulated back end at that URL and decodes what it says into answer. A nil body is
 // not sent, a nil answer not read.
 func (a *app) controlSimulator(ctx context.Context, at, method, path string, body, answer any) error {
-	if at == "" {
-		return &usageError{errors.New("which simulated back end? --at or $" + simulatorVariable + " must say")}
-	}
-	if err := simulator.CheckURL(at); err != nil {
-		return &usageError{fmt.Errorf("--at: %w", err)}
+	if err := checkSimulator(at); err != nil {
+		return &usageError{err}
 	}
 	ctx, cancel := a.withTimeout(ctx)
 	defer cancel()
@@ -84,6 +81,17 @@ func decodeSimulatorAnswer(at string, status int, text []byte, answer any) error
 		return errors.New(refusal.Error)
 	}
 	return fmt.Errorf("what answers at %s is no simulated back end", at)
+}
+
+// checkSimulator refuses what --at cannot be.
+func checkSimulator(at string) error {
+	if at == "" {
+		return errors.New("which simulated back end? --at or $" + simulatorVariable + " must say")
+	}
+	if err := simulator.CheckURL(at); err != nil {
+		return fmt.Errorf("--at: %w", err)
+	}
+	return nil
 }
 
 func simulatorUnreachable(ctx context.Context, at string, err error) error {
