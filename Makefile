@@ -6,6 +6,12 @@ VERSION ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo d
 COMMIT  ?= $(shell $(GIT) rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 DATE    ?= $(shell $(GIT) log -1 --format=%cI 2>/dev/null || echo unknown)
 
+# Go keeps what it fetches and compiles below HOME, and here where there is none.
+ifeq ($(HOME),)
+export GOPATH ?= $(CURDIR)/bin/go
+export GOCACHE ?= $(CURDIR)/bin/go-cache
+endif
+
 export CGO_ENABLED = 0
 GO       = go
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
@@ -37,8 +43,8 @@ build: ## Static bin/perceptd and bin/perceptctl
 	$(BUILD) -o bin/ ./cmd/perceptd ./cmd/perceptctl
 	@touch bin/perceptd bin/perceptctl
 
-demo: build ## Start the daemon on a simulated back end, fetch a token, show the status
-	@deploy/demo.sh
+demo: ## The 24 hours of a token in half a minute, on a simulated back end: a policy change, a denial, an outage
+	@MAKE='$(MAKE)' deploy/demo.sh
 
 demo-fleet: ## 200 devices on an IoT Hub on loopback: how a policy change spreads, a denial, an outage (half a minute)
 	@$(GO) run ./cmd/fleetdemo $(FLEET)

@@ -1,33 +1,180 @@
 #!/bin/sh
-# Shows perceptd at work: on a simulated back end, in a scratch folder, without root. `make demo` runs it.
+# Tells the story of a token's 24 hours: `make demo` runs it. A day takes seconds here, the back end is simulated, and
+# everything is in a scratch folder, without root. Each thing that is said is checked: what does not happen as it is told
+# ends the demo with an error.
 set -eu
+umask 022
 
-bin=$(cd "$(dirname "$0")/../bin" && pwd)
-scratch=$(mktemp -d)
+here=$(cd "$(dirname "$0")/.." && pwd)
+day=${DEMO_DAY:-16} # seconds; a machine that is too busy for such a short day gets a longer one
+longest_day=256
+vault=https://vault.azure.net
+storage=https://storage.azure.com
+
 daemon=
-stop() {
+back_end=
+building=
+scratch=
+
+# end stops what runs and removes what was made, however the demo ends.
+end() {
 	status=$?
-	trap - EXIT INT TERM
-	if [ -n "$daemon" ]; then
-		kill "$daemon" 2>/dev/null || :
-		wait "$daemon" 2>/dev/null || :
+	trap '' INT TERM HUP
+	trap - EXIT
+	for process in $building $daemon $back_end; do
+		kill "$process" 2>/dev/null || :
+		wait "$process" 2>/dev/null || :
+	done
+	if [ "$status" -ne 0 ] && [ "$status" -ne 130 ] && [ -n "$scratch" ]; then
+		echo "the demo failed; perceptd said last:" >&2
+		tail -n 20 "$scratch/perceptd.log" >&2 2>/dev/null || :
 	fi
-	if [ "$status" -ne 0 ]; then
-		echo "the demo failed; the daemon said:" >&2
-		cat "$scratch/perceptd.log" >&2 2>/dev/null || :
+	if [ -n "$scratch" ]; then
+		rm -rf "$scratch"
 	fi
-	rm -rf "$scratch"
 	exit "$status"
 }
-trap stop EXIT
-trap 'exit 130' INT TERM
+trap end EXIT
+trap 'exit 130' INT TERM HUP
 
-say() { printf '\n== %s\n' "$*"; }
-run() { printf '$ %s\n' "$*"; "$@"; }
+bold= plain=
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
+	bold=$(printf '\033[1m') plain=$(printf '\033[0m')
+fi
 
-mkdir -m 0700 "$scratch/run"
-umask 022
-cat >"$scratch/config.toml" <<TOML
+# say is the sentence before a step. At a terminal there is a moment to read it.
+say() {
+	printf '\n%s== %s%s\n' "$bold" "$1" "$plain"
+	shift
+	for line in "$@"; do
+		printf '   %s\n' "$line"
+	done
+	pause 1
+}
+
+pause() {
+	if [ -t 1 ]; then
+		sleep "$1"
+	fi
+}
+
+show() {
+	printf '%s$ %s%s\n' "$bold" "$*" "$plain"
+}
+
+# run shows a command and its output, as far as the sed script $shown leaves it. The whole is kept in $said for checks.
+shown=
+run() {
+	show "$@"
+	failed=0
+	said=$("$@" 2>&1) || failed=$?
+	printf '%s\n' "$said" | sed "$shown"
+	shown=
+	return "$failed"
+}
+
+# fail ends the demo: something that was said is not so.
+fail() {
+	printf 'not so: %s\n' "$*" >&2
+	exit 1
+}
+
+# wants checks that what was printed last has some text, wherever its lines are broken.
+wants() {
+	case $(printf '%s' "$said" | tr -s ' \n' '  ') in
+	*"$1"*) ;;
+	*) fail "\"$1\" is not in what was printed" ;;
+	esac
+}
+
+# too_late is called where a day was over before its story was told, since the machine had no time for it.
+too_late() {
+	if [ "$day" -ge "$longest_day" ]; then
+		fail "the day was over before its story was told, although it took $day seconds"
+	fi
+	printf '\nThis machine is too busy for a day of %s seconds: %s.\n' "$day" "$1"
+	printf 'Once more, with a day that takes %s seconds.\n' $((day * 4))
+	trap - EXIT
+	kill $daemon $back_end 2>/dev/null || :
+	wait
+	cd /
+	rm -rf "$scratch"
+	DEMO_DAY=$((day * 4)) exec "$here/deploy/demo.sh"
+}
+
+# await repeats a command until it succeeds. What it waits for comes in less than a second on an idle machine.
+await() {
+	what=$1
+	shift
+	tries=0
+	until "$@" >/dev/null 2>&1; do
+		tries=$((tries + 1))
+		if [ "$tries" -gt 1200 ]; then
+			fail "$what did not happen in two minutes"
+		fi
+		if [ -n "$daemon" ] && ! kill -0 "$daemon" 2>/dev/null; then
+			fail "perceptd ended"
+		fi
+		sleep 0.1
+	done
+}
+
+# held is the beginning of the SHA-256 of each token that perceptd holds, and given that of what the back end gave last.
+held() {
+	perceptctl status --json | sed -n 's/.*"token_sha256": "\([0-9a-f]\{12\}\).*/\1/p'
+}
+given() {
+	printf '%s\n' "$said" | sed -n 's/^token *sha256 \([0-9a-f]*\).*/\1/p'
+}
+
+# build makes the binaries, and shows that it is at work.
+build() {
+	echo "Building perceptd and perceptctl. The first time Go fetches and compiles all that"
+	echo "they are made of, which takes minutes. Later it takes seconds."
+	log=$(mktemp "${TMPDIR:-/tmp}/percept-build.XXXXXX")
+	GOFLAGS="${GOFLAGS:-} -v" "${MAKE:-make}" -C "$here" --no-print-directory build >"$log" 2>&1 &
+	building=$!
+	waited=0
+	while kill -0 "$building" 2>/dev/null; do
+		sleep 1
+		waited=$((waited + 1))
+		if [ $((waited % 5)) -eq 0 ]; then
+			printf '  %s seconds: %s packages are compiled or fetched\n' "$waited" "$(grep -c / "$log" || :)"
+		fi
+	done
+	built=0
+	wait "$building" || built=$?
+	building=
+	if [ "$built" -ne 0 ]; then
+		cat "$log" >&2
+	fi
+	rm -f "$log"
+	return "$built"
+}
+
+start_perceptd() {
+	show "perceptd --config config.toml --runtime-dir run \\
+    --state-dir state --cache-key key &"
+	perceptd --config config.toml --runtime-dir run --state-dir state --cache-key key 2>>perceptd.log &
+	daemon=$!
+	await "perceptd's first answer" perceptctl status --json
+}
+
+if [ -z "${DEMO_DAY:-}" ]; then
+	build
+fi
+PATH=$here/bin:$PATH
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/percept-demo.XXXXXX")
+if [ "${#scratch}" -gt 70 ]; then # the paths of sockets are short
+	rmdir "$scratch"
+	scratch=$(mktemp -d /tmp/percept-demo.XXXXXX)
+fi
+cd "$scratch"
+mkdir -m 0700 run state
+PERCEPT_SOCKET=$scratch/run/token.sock
+export PERCEPT_SOCKET
+(umask 077 && head -c 32 /dev/urandom >key)
+cat >config.toml <<TOML
 [source]
 kind = "simulated"
 
@@ -35,76 +182,121 @@ kind = "simulated"
 name = "device"
 default = true
 
-[[identity]]
-name = "vision"
-client_id = "00000000-0000-0000-0000-000000000001"
-
 [[grant]]
 caller = { uid = $(id -u) }
 identity = "device"
-resources = ["https://vault.azure.net"]
-
-[[module]]
-name = "vision"
-require = "socket"
-
-[[grant]]
-caller = { module = "vision" }
-identity = "vision"
-resources = ["https://storage.azure.com"]
-prefetch = true
+resources = ["$vault"]
 TOML
-PERCEPT_SOCKET=$scratch/run/token.sock
-export PERCEPT_SOCKET
-PATH=$bin:$PATH
 
-say "A configuration: two identities, and who may have which tokens"
-cat "$scratch/config.toml"
+say "A back end and a configuration" \
+	"Azure's managed identities are simulated here: a day takes $day seconds." \
+	"The configuration says who may have which tokens: you, for a key vault."
+show "perceptctl simulate --form app-service --rollover half-life --spread 5m \\
+    --speed $((86400 / day)) --env-file back-end &"
+perceptctl simulate --form app-service --rollover half-life --spread 5m --speed $((86400 / day)) \
+	--env-file back-end >/dev/null &
+back_end=$!
+await "the back end's start" test -s back-end
+set -a
+. ./back-end
+set +a
+cat config.toml
 
-say "The daemon, on its embedded simulated back end"
-echo "\$ perceptd --config config.toml --runtime-dir run --state-dir state"
-perceptd --config "$scratch/config.toml" --runtime-dir "$scratch/run" --state-dir "$scratch/state" 2>"$scratch/perceptd.log" &
-daemon=$!
-tries=0
-until perceptctl status >/dev/null 2>&1; do
-	tries=$((tries + 1))
-	if [ "$tries" -gt 100 ] || ! kill -0 "$daemon" 2>/dev/null; then
-		exit 1
-	fi
-	sleep 0.1
-done
-head -n 3 "$scratch/perceptd.log"
+say "A program asks perceptd for a token" \
+	"It is shortened here. Without perceptd, an SDK is given the same one."
+start_perceptd
+run perceptctl token --resource "$vault" --short || fail "there is no token"
+run perceptctl simulate ask --resource "$vault" || fail "the back end gives no token"
+old=$(given)
+[ -n "$old" ] || fail "the back end's token has no SHA-256"
+[ "$(held)" = "$old" ] || too_late "the first token was replaced"
+kept=$(printf '%s\n' "$said" | sed -n 's/^kept *by an SDK alone until \(.*\) (in .*/\1/p')
+[ -n "$kept" ] || fail "it is not said until when an SDK keeps the token"
 
-say "A local process asks for a token (shortened here)"
-run perceptctl token --resource https://vault.azure.net --short
+say "Permissions change in the directory" \
+	"The device gets an app role, Vault.Read: new tokens of it carry that."
+run perceptctl simulate permissions --identity device --roles Vault.Read || fail "no change"
+wants "changed; tokens minted from"
 
-if command -v curl >/dev/null; then
-	say "The same as Azure's SDKs ask, on the socket that only the module vision has"
-	echo "\$ curl --unix-socket run/modules/vision/token.sock -H Metadata:true \\"
-	echo "    'http://localhost/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://storage.azure.com'"
-	curl -fsS --unix-socket "$scratch/run/modules/vision/token.sock" -H Metadata:true \
-		'http://localhost/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://storage.azure.com' |
-		sed -E 's/("access_token":"[^"]{12})[^"]*/\1.../'
-	echo
-else
-	say "curl is not installed: the request as Azure's SDKs make it is left out"
-fi
+say "Azure keeps handing out the token from before" \
+	"It caches a token for a day, and nothing can make it give a newer one. An SDK" \
+	"alone gets the same one again, without the role, and keeps it until" \
+	"$kept."
+run perceptctl simulate ask --resource "$vault" || fail "the back end gives no token"
+[ "$(given)" = "$old" ] || too_late "the back end has a newer token already"
+wants "1 app role (Simulated.Read)"
 
-say "What was not granted is denied"
-perceptctl token --resource https://storage.azure.com --short && exit 1
-[ $? -eq 4 ] || exit 1
+say "perceptd is told of the change, and labels the token" \
+	"SDKs get it with the header Percept-Permissions: stale, and come back sooner."
+shown='/^A current/,$d'
+run perceptctl policy-changed "$vault" --effect granted --note more || fail "the change is not noted"
+shown='s/\("access_token": ".\{12\}\)[^"]*/\1.../; /token_type\|client_id\|refresh_in\|received_on\|sha256/d'
+run perceptctl token --resource "$vault" --json || fail "there is no token"
+[ "$(held)" = "$old" ] || too_late "perceptd has a newer token already"
+wants "stale"
 
-say "A second request comes from the cache: one fetch, two served"
-run perceptctl token --resource https://vault.azure.net --short
-if perceptctl status --json | grep -q '"fetches": [2-9]'; then
-	echo "the second request was not served from the cache" >&2
-	exit 1
-fi
+say "perceptd looks for the moment at which Azure hands out a newer one" \
+	"It asks seldom at first, and not while the change still spreads." \
+	"Half a day goes by ..."
+await "the rollover" sh -c 'perceptctl status --json | grep -q "\"standing\": \"current\""'
+new=$(held)
+[ "$new" != "$old" ] || fail "the token that is current is the old one"
+run perceptctl simulate ask --resource "$vault" || fail "the back end gives no token"
+[ "$(given)" = "$new" ] || too_late "the second token was replaced"
+wants "1 app role (Vault.Read)"
+printf '\nperceptd has the new token. An SDK alone holds the old one until %s.\n' "$kept"
+pause 1
 
-say "The status, as a technician sees it"
-run perceptctl status
+say "The day in a picture" "S is the stretch in which the token was stale."
+run perceptctl timeline || fail "there is no picture"
+wants "S stale"
+[ "$(held)" = "$new" ] || too_late "the second token was replaced"
 
-say "Done: stopping the daemon"
+say "What was not granted is denied, and says what to do" \
+	"The program asks for another resource; the administrator adds it and reloads."
+denied=0
+run perceptctl token --resource "$storage" --short || denied=$?
+[ "$denied" -eq 4 ] || fail "the answer was status $denied, not 4: denied"
+show "sed -i 's|\"$vault\"|&, \"$storage\"|' config.toml"
+sed "s|\"$vault\"|&, \"$storage\"|" config.toml >config.new
+mv config.new config.toml
+run perceptctl reload || fail "the configuration was not reloaded"
+run perceptctl token --resource "$storage" --short || fail "it is denied still"
+
+say "The back end goes down, and perceptd is restarted" \
+	"Tokens are kept, sealed by a key: programs get them all the same."
+show "kill $back_end $daemon"
+kill "$back_end"
+wait "$back_end" || :
+back_end=
+before=$(held)
 kill "$daemon"
-wait "$daemon"
+wait "$daemon" || fail "perceptd did not stop in order"
 daemon=
+start_perceptd
+run perceptctl token --resource "$vault" --short || too_late "the kept token has expired"
+run perceptctl token --resource "$storage" --short || too_late "the kept token has expired"
+[ "$(held)" = "$before" ] || too_late "a kept token has expired"
+if perceptctl refresh >/dev/null 2>&1; then
+	fail "the back end is not down"
+fi
+
+say "The back end comes back" "perceptd notices by itself; this is what a technician sees."
+show "perceptctl simulate --resume &"
+perceptctl simulate --resume --rollover half-life --spread 5m >/dev/null &
+back_end=$!
+await "the recovery" sh -c 'perceptctl status >status.txt && ! grep -q "failing\|missing\|trouble" status.txt'
+run perceptctl status || fail "the status is not healthy"
+wants "ready"
+
+kill "$daemon"
+wait "$daemon" || fail "perceptd did not stop in order"
+daemon=
+
+cat <<'TEXT'
+
+That was a day. Nothing of it is left on this machine. Next:
+  sudo make install   on a device with systemd; it prints the commands that follow
+  make demo-fleet     200 devices, and how a change reaches them by IoT Hub
+  README.md           what programs and administrators do
+TEXT
