@@ -216,12 +216,16 @@ func checkChange(c api.PolicyChangeRequest) *Error {
 	return nil
 }
 
-// named looks up what a policy change names, which checkChange has found to be sound.
+// named looks up what a policy change names, which checkChange has found to be sound. Of an idle identity it is not
+// known what the source is asked with for it.
 func (s *ruleset) named(c api.PolicyChangeRequest) (tokencache.PolicyChange, *Error) {
 	p := tokencache.PolicyChange{AllIdentities: c.Identity == "", At: c.At, Effect: c.Effect, Note: c.Note}
 	if !c.AllResources {
 		resource := grants.TrimScope(c.Resource)
-		if p.Resource = s.Spelling(resource); p.Resource == "" {
+		if p.Resource = s.Spelling(resource); p.Resource == "" && (s.NoRules != "" || s.MayNameAny()) {
+			p.Resource = resource // what is not understood may name it
+		}
+		if p.Resource == "" {
 			return p, badChange("no grant names resource %q, so nothing would come of the change: the grants name "+
 				"%s; name one of these, or note it for all resources", resource, s.resourceList())
 		}
@@ -232,6 +236,10 @@ func (s *ruleset) named(c api.PolicyChangeRequest) (tokencache.PolicyChange, *Er
 	identity := s.Named(c.Identity)
 	if identity == nil {
 		return p, s.unknownIdentity(c.Identity)
+	}
+	if identity.Fault != "" {
+		return p, &Error{Code: api.CodeFaultyGrant, Detail: fmt.Sprintf(
+			"%s; then note the change, or note it now for all identities", identity.WhyIdle())}
 	}
 	p.Selector = identity.Selector()
 	return p, nil

@@ -74,8 +74,13 @@ func (a *Agent) refresh(
 ) ([]api.RefreshResult, error) {
 	rules := a.rules.Load()
 	resource = grants.TrimScope(resource)
-	if identity != "" && rules.Named(identity) == nil {
-		return nil, rules.unknownIdentity(identity)
+	if identity != "" {
+		switch named := rules.Named(identity); {
+		case named == nil:
+			return nil, rules.unknownIdentity(identity)
+		case named.Fault != "":
+			return nil, &Error{Code: api.CodeFaultyGrant, Detail: named.WhyIdle()}
+		}
 	}
 	keys := rules.matching(a.cache.Status(), identity, resource)
 	if len(keys) == 0 && resource != "" {

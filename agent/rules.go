@@ -211,6 +211,9 @@ func (s *ruleset) matching(cached []tokencache.Status, identity, resource string
 	return keys
 }
 
+// mayKnow reports whether what s does not name may be named once faults are mended.
+func (s *ruleset) mayKnow() bool { return s.NoRules != "" || s.HasIdle() }
+
 // keeps reports whether the token of a key is kept: it may be allowed, now or once faults are mended.
 func (s *ruleset) keeps(key tokencache.Key) bool { return s.NoRules != "" || s.Keeps(key) }
 
@@ -274,7 +277,23 @@ func (a *Agent) GrantsFor(caller grants.Caller) []grants.Ref {
 	return a.rules.Load().GrantsFor(&caller)
 }
 
-// Grants returns every grant in force.
+// WhyNothing says in words why a caller gets nothing, whatever grants are for it: no configuration is in force, or its
+// module is faulty. Nil: neither is so.
+func (a *Agent) WhyNothing(caller grants.Caller) *Error {
+	rules := a.rules.Load()
+	if rules.NoRules != "" {
+		return noRulesError(rules.NoRules)
+	}
+	if why := rules.WhyNothing(&caller); why != "" {
+		return &Error{Code: api.CodeFaultyGrant, Detail: why}
+	}
+	return nil
+}
+
+// WhyNoRules says in words why no configuration is in force; empty: one is.
+func (a *Agent) WhyNoRules() string { return a.rules.Load().NoRules }
+
+// Grants returns every grant in force, idle ones included.
 func (a *Agent) Grants() []grants.Ref { return a.rules.Load().Refs() }
 
 // DeniedOfGrant returns the IDs of the deny rules that take the token for a resource away from callers that a grant is

@@ -21,7 +21,7 @@ type cachedKey struct {
 func (a *Agent) Status() api.Status {
 	rules := a.rules.Load()
 	s := api.Status{
-		Ready: true, Identities: a.identities(rules), Tokens: []api.TokenStatus{}, Changes: a.Changes(),
+		Ready: rules.NoRules == "", Identities: a.identities(rules), Tokens: []api.TokenStatus{}, Changes: a.Changes(),
 		Requests: a.Counts(), Denials: a.audit.recentDenials(), Clock: clockStatusOf(a.cache.ClockStatus()),
 	}
 	denied := a.DenyStatus()
@@ -57,7 +57,10 @@ func (a *Agent) Status() api.Status {
 	s.Trouble = append(s.Trouble, a.changeSaver.trouble(a.snapshotSaver.outlives(false))...)
 	s.Trouble = append(s.Trouble, a.snapshotSaver.trouble()...)
 	s.Trouble = append(s.Trouble, a.deny.trouble()...)
-	if len(rules.Grants) == 0 {
+	switch {
+	case rules.NoRules != "":
+		s.Trouble = append(s.Trouble, noRulesError(rules.NoRules).Detail)
+	case len(rules.Grants) == 0:
 		s.Trouble = append(s.Trouble, "no [[grant]] is configured: every caller is denied")
 	}
 	return s
@@ -71,14 +74,18 @@ func (a *Agent) identities(rules *ruleset) []api.IdentityStatus {
 	}
 	all := []api.IdentityStatus{}
 	for _, identity := range rules.Identities {
-		status := api.IdentityStatus{Name: identity.Name, Default: identity.Default,
-			Selector: identity.Selector().String()}
+		status := api.IdentityStatus{Name: identity.Name, Default: identity.Default && identity.Fault == "",
+			Selector: identity.Selector().String(), Place: identity.Place, Fault: identity.Fault}
+		if !identity.IsSelectorKnown() {
+			status.Selector = "not understood"
+		}
 		for _, grant := range rules.Grants {
 			if grant.Identity == identity.Name {
 				status.Grants++
 			}
 		}
-		if principal := principals[identity.Selector()]; principal != (api.Principal{}) {
+		principal := principals[identity.Selector()]
+		if identity.IsSelectorKnown() && principal != (api.Principal{}) {
 			status.Principal = &principal
 		}
 		all = append(all, status)

@@ -107,7 +107,8 @@ type listedChange struct {
 }
 
 // twinChanges returns which of all changes are to be on record, each once, and in words which of them concern nothing
-// here. onRecord are the IDs of those that are already: the cache ends them.
+// here. onRecord are the IDs of those that are already: the cache ends them, and they stay while the rules have faults
+// and may name what they are about.
 func (a *Agent) twinChanges(
 	all []api.PolicyChangeRequest, onRecord map[string]bool,
 ) (listed []listedChange, idle []string) {
@@ -117,6 +118,9 @@ func (a *Agent) twinChanges(
 		p, unknown := rules.named(c)
 		p.ID = twinID(c)
 		switch {
+		case unknown != nil && onRecord[p.ID] && rules.mayKnow():
+			known[p.ID] = true
+			listed = append(listed, listedChange{i, p}) // it stays as it is on record
 		case unknown != nil && p.Resource == "" && !c.AllResources:
 			idle = append(idle, fmt.Sprintf("policyChanges[%d]: no grant names resource %s", i, c.Resource))
 		case unknown != nil:

@@ -153,8 +153,8 @@ func TestIdleTwinChanges(t *testing.T) {
 	})
 }
 
-// When a change on record is over the cache says, by all clocks that count. That the wall clock was moved ends none that
-// the twin still lists.
+// When a change on record is over the cache says, by all clocks that count. That the wall clock was moved ends none
+// that the twin still lists.
 func TestTwinChangeIsNotEndedByAWallClock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -230,6 +230,63 @@ func TestTwinChangeFaults(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// What a twin lists stays on record while faults keep it from being known what it is about.
+func TestTwinChangesStayWhileRulesAreFaulty(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := twinAgent(t, Options{})
+		whole := a.rules.Load().Rules
+		at := time.Now()
+		listed := []api.PolicyChangeRequest{
+			{Identity: "vision", Resource: "https://vault.azure.net", At: at, Effect: tokencache.Revoked},
+			{Resource: "api://b", At: at, Effect: tokencache.Revoked},
+		}
+		if idle, err := a.SetTwinChanges("hub", listed, 1); err != nil || len(idle) > 0 {
+			t.Fatal(idle, err)
+		}
+		before := idsOf(a)
+		for name, change := range map[string]func(*Rules){
+			"no configuration": func(r *Rules) { *r = Rules{NoRules: "it cannot be read"} },
+			"an identity whose name is not understood": func(r *Rules) {
+				r.Identities = []grants.Identity{r.Identities[0], {Fault: "x"}}
+			},
+			"a faulty identity": func(r *Rules) {
+				r.Identities = []grants.Identity{r.Identities[0], {Name: "vision", Fault: "x"}}
+			},
+			"a grant whose resources are not understood": func(r *Rules) {
+				r.Grants = []grants.Grant{{Caller: r.Grants[0].Caller, Fault: "x", AnyResource: true}}
+			},
+		} {
+			rules := whole
+			change(&rules)
+			if _, err := a.Apply(rules); err != nil {
+				t.Fatal(err)
+			}
+			idle, err := a.SetTwinChanges("hub", listed, 2)
+			if err != nil || len(idle) > 0 || !slices.Equal(idsOf(a), before) {
+				t.Errorf("%s: %v, idle %q, on record %q, before %q", name, err, idle, idsOf(a), before)
+			}
+			more := append(slices.Clone(listed), api.PolicyChangeRequest{Identity: "vision",
+				Resource: "https://vault.azure.net", At: at.Add(time.Second), Effect: tokencache.Revoked})
+			if idle, err := a.SetTwinChanges("hub", more, 3); name == "a faulty identity" &&
+				(err != nil || len(idle) != 1 || !strings.Contains(idle[0], "is faulty")) {
+				t.Errorf("%s: one more: %v, idle %q", name, err, idle)
+			}
+			if _, err := a.SetTwinChanges("hub", listed, 4); err != nil {
+				t.Fatal(err)
+			}
+		}
+		without := whole
+		without.Identities, without.Grants = without.Identities[:1], without.Grants[:1]
+		if _, err := a.Apply(without); err != nil {
+			t.Fatal(err)
+		}
+		if idle, err := a.SetTwinChanges("hub", listed, 5); err != nil || len(idle) != 1 || len(idsOf(a)) != 1 {
+			t.Errorf("without that identity, by sound rules: %v, idle %q, on record %q", err, idle, idsOf(a))
+		}
+	})
 }
 
 // What a twin has prefetched is beside what is configured, also after a reload, and never more than grants allow.

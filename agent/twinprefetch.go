@@ -27,9 +27,13 @@ func (a *Agent) prefetch(rules *ruleset) (idle []string, err error) {
 	keys := slices.Clone(rules.Prefetch())
 	for i, p := range a.twinPrefetch {
 		resource := grants.TrimScope(p.Resource)
-		if p.Identity != "" && rules.Named(p.Identity) == nil {
+		switch identity := rules.Named(p.Identity); {
+		case p.Identity != "" && identity == nil:
 			idle = append(idle, fmt.Sprintf("prefetch[%d]: no [[identity]] of the configuration is named %q", i,
 				truncate(p.Identity, 64)))
+			continue
+		case p.Identity != "" && identity.Fault != "":
+			idle = append(idle, fmt.Sprintf("prefetch[%d]: %s", i, identity.WhyIdle()))
 			continue
 		}
 		allowed := rules.matching(nil, p.Identity, rules.Spelling(resource))

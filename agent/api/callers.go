@@ -8,6 +8,8 @@ type WhoAmI struct {
 	Unattested *Unattested `json:"unproved,omitempty"` // what is missing, when not proved
 	Caller     Caller      `json:"caller"`             // as far as it is known
 	Grants     []Grant     `json:"grants"`             // those that decide over it; none: it gets nothing
+	Refused    string      `json:"refused,omitempty"`  // why it gets nothing, whatever grants decide; or absent
+	Code       Code        `json:"code,omitempty"`     // with Refused, as a request would be told
 	Now        time.Time   `json:"now"`
 }
 
@@ -55,7 +57,7 @@ type Loopback struct {
 // Grant is a grant in force.
 type Grant struct {
 	Number    int      `json:"number"`          // from 1, in the order of the configuration
-	Place     string   `json:"place,omitempty"` // file and line; only on the admin socket
+	Place     string   `json:"place,omitempty"` // file and line; on a token socket only where there is a Fault
 	Caller    string   `json:"caller"`          // whom it is for, in words
 	Identity  string   `json:"identity"`
 	Resources []string `json:"resources"`
@@ -74,9 +76,11 @@ type Grant struct {
 
 // Grants is the answer of GET /v1/grants, in the order of the configuration.
 type Grants struct {
-	Grants []Grant     `json:"grants"`
-	Now    time.Time   `json:"now"`            // by the clock that the rules' times are of
-	Deny   *DenyStatus `json:"deny,omitempty"` // absent: there are no deny rules, and that is known
+	Grants []Grant   `json:"grants"`
+	Now    time.Time `json:"now"` // by the clock that the rules' times are of
+	// NoConfiguration is why no configuration is in force, so that every request is refused. Absent: one is.
+	NoConfiguration string      `json:"no_configuration,omitempty"`
+	Deny            *DenyStatus `json:"deny,omitempty"` // absent: there are no deny rules, and that is known
 }
 
 // Decision is the answer of GET /v1/grants/check: what the grants say to a request, and why.

@@ -54,6 +54,35 @@ func listOf(targets ...Target) *List {
 	return Compile(r, names())
 }
 
+// A rule takes no token of another identity away since its own is faulty, and takes all away that the resource's other
+// names may be where these are not understood.
+func TestRulesWhileTheConfigurationIsFaulty(t *testing.T) {
+	t.Parallel()
+	faulty := names()
+	faulty.Rules.Identities = []grants.Identity{device, {Name: "vision", Fault: "its client_id is no GUID"}}
+	record := func(target Target) Record {
+		return Record{Rules: []Rule{{ID: "a", Target: target, Origin: Local}}}
+	}
+	module := grants.Caller{Module: "vision"}
+	ofIdentity := Compile(record(Target{Identity: "vision"}), faulty)
+	if rule := ofIdentity.Denies(&module, &device, vault); rule != nil {
+		t.Errorf("the system-assigned identity is denied by %+v", rule)
+	}
+	if idle := ofIdentity.Idle("a"); !strings.Contains(idle, "is faulty") {
+		t.Errorf("idle: %q", idle)
+	}
+	for name, change := range map[string]func(*grants.Rules){
+		"idle":           func(r *grants.Rules) { r.Alternates, r.IdleAlternates = nil, r.Alternates },
+		"not understood": func(r *grants.Rules) { r.Alternates, r.AnyAlternate = nil, true },
+	} {
+		faulty := names()
+		change(&faulty.Rules)
+		if Compile(record(Target{Resource: storage}), faulty).Denies(&module, &vision, blob) == nil {
+			t.Errorf("alternates %s: not denied by the other name", name)
+		}
+	}
+}
+
 func TestWhatRulesMatch(t *testing.T) {
 	t.Parallel()
 	module := grants.Caller{Module: "vision", UID: 1000}

@@ -137,7 +137,7 @@ func (a *Authorizer) Named(name string) *Identity {
 // NameOf returns the name of the identity with that selector, or the selector in words if there is none.
 func (a *Authorizer) NameOf(selector tokencache.Selector) string {
 	for _, identity := range a.rules.Identities {
-		if identity.Selector() == selector {
+		if identity.Selector() == selector && identity.IsSelectorKnown() {
 			return identity.Name
 		}
 	}
@@ -175,6 +175,12 @@ func (a *Authorizer) Prefetch() []tokencache.Key { return a.prefetch }
 func (a *Authorizer) MayNameAny() bool {
 	isUnclear := func(index int) bool { return a.rules.Grants[index].AnyResource }
 	return a.rules.AnyAlternate || slices.ContainsFunc(a.idle, isUnclear)
+}
+
+// HasIdle reports whether some element of the rules is idle, so that not all that they name is known.
+func (a *Authorizer) HasIdle() bool {
+	isIdle := func(i Identity) bool { return i.Fault != "" }
+	return len(a.idle) > 0 || a.MayNameAny() || slices.ContainsFunc(a.rules.Identities, isIdle)
 }
 
 // HasGrants reports whether some grant is for s, an idle one included.

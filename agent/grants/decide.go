@@ -333,7 +333,7 @@ func whyNot(caller *Caller, r Request, evaluations []Evaluation) string {
 	for i := range evaluations {
 		switch e := &evaluations[i]; {
 		case e.Decides:
-			deciding = append(deciding, fmt.Sprintf("%v for %v", &e.Ref, e.Caller))
+			deciding = append(deciding, fmt.Sprintf("%v for %s", &e.Ref, e.For()))
 		case e.Allows && broader == nil:
 			broader = e
 		}

@@ -21,6 +21,14 @@ func (k Kinds) mayBeFor(c *Caller) bool {
 	return false
 }
 
+// For says in words whom a grant is for.
+func (g *Grant) For() string {
+	if g.Unclear != 0 {
+		return "not understood (by " + g.Unclear.String() + ")"
+	}
+	return g.Caller.String()
+}
+
 // mayGive returns an idle grant that decides about caller and may give it, once it is mended, tokens of identity for
 // resource; nil: none does. Identity nil is any.
 func (a *Authorizer) mayGive(caller *Caller, resource string, identity *Identity) *Ref {
@@ -82,8 +90,25 @@ func unclearIdentity(grant *Ref, caller *Caller, granted []GrantedIdentity) *Den
 
 // idleIdentity denies a request for an idle identity.
 func idleIdentity(identity *Identity) *Denial {
-	return &Denial{Err: ErrFaulty, Detail: fmt.Sprintf("%v is faulty and gives nothing: %s; %s",
-		identity, identity.Fault, mendIt)}
+	return &Denial{Err: ErrFaulty, Detail: identity.WhyIdle()}
+}
+
+// WhyIdle says in words why a grant is idle, and what mends it.
+func (r *Ref) WhyIdle() string {
+	return fmt.Sprintf("%v is faulty and gives nothing: %s; %s", r, r.Fault, mendIt)
+}
+
+// WhyIdle says in words why an identity is idle, and what mends it.
+func (i Identity) WhyIdle() string {
+	return fmt.Sprintf("%v is faulty and gives nothing: %s; %s", i, i.Fault, mendIt)
+}
+
+// WhyNothing says in words why a caller gets nothing, whatever grants are for it; empty: it is not so.
+func (a *Authorizer) WhyNothing(caller *Caller) string {
+	if !a.isOfIdleModule(caller) {
+		return ""
+	}
+	return idleModule(caller).Detail
 }
 
 // idleModule denies what a container asks for whose module is faulty.

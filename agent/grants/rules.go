@@ -36,6 +36,12 @@ func (i Identity) String() string {
 	return fmt.Sprintf("identity %q (%s)", i.Name, i.Place)
 }
 
+// IsSelectorKnown reports whether it is understood what the source is asked with for i. An idle identity without an ID
+// may be the system-assigned one or not.
+func (i Identity) IsSelectorKnown() bool {
+	return i.Fault == "" || i.Selector() != tokencache.Selector{}
+}
+
 // Selector returns what the source is asked with.
 func (i Identity) Selector() tokencache.Selector {
 	switch {
@@ -254,7 +260,7 @@ func (i Identity) selectors() []string {
 			all = append(all, strings.ToLower(s.String()))
 		}
 	}
-	if len(all) == 0 && i.Fault == "" {
+	if len(all) == 0 && i.IsSelectorKnown() {
 		all = []string{tokencache.Selector{}.String()}
 	}
 	return all

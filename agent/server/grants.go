@@ -26,9 +26,14 @@ func (s *Server) whoAmI(req *request) *apiError {
 		req.body = encode(answer)
 		return nil
 	}
+	if why := s.Agent.WhyNothing(req.caller); why != nil {
+		answer.Refused, answer.Code = why.Detail, why.Code
+	}
 	for _, g := range s.Agent.GrantsFor(req.caller) {
 		grant := grantOf(&g)
-		grant.Place = "" // where the administrator's files are is not for callers
+		if grant.Fault == "" {
+			grant.Place = "" // where the administrator's files are is not for callers
+		}
 		for _, resource := range grant.Resources {
 			if s.isDenied(req.caller, grants.Request{Identity: grant.Identity, Resource: resource}) {
 				grant.Denied = append(grant.Denied, resource)
@@ -80,8 +85,8 @@ func callerOf(c *grants.Caller) api.Caller {
 
 func grantOf(g *grants.Ref) api.Grant {
 	return api.Grant{
-		Number: g.Index + 1, Place: g.Place, Caller: g.Caller.String(),
-		Identity: g.Identity, Resources: emptyIfNil(g.Resources), Prefetch: g.Prefetch,
+		Number: g.Index + 1, Place: g.Place, Caller: g.For(),
+		Identity: g.Identity, Resources: emptyIfNil(g.Resources), Prefetch: g.Prefetch, Fault: g.Fault,
 	}
 }
 
@@ -90,7 +95,7 @@ func (s *Server) grants(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
 	}
-	answer := api.Grants{Grants: []api.Grant{}, Now: api.Time(s.now())}
+	answer := api.Grants{Grants: []api.Grant{}, Now: api.Time(s.now()), NoConfiguration: s.Agent.WhyNoRules()}
 	if status := s.Agent.DenyStatus(); len(status.Rules) > 0 || status.IsLost() || status.AreMissing() {
 		answer.Deny = &status
 	}

@@ -199,9 +199,9 @@ func drainForRetry(r *http.Request) bool {
 // count counts a request on a token socket that the agent did not see.
 func (s *Server) count(e *apiError) {
 	switch e.code {
-	case api.CodeUnknownCaller, api.CodeAskAgain, api.CodeNotGranted, api.CodeDenied:
+	case api.CodeUnknownCaller, api.CodeAskAgain, api.CodeNotGranted, api.CodeFaultyGrant, api.CodeDenied:
 		s.denied.Add(1)
-	case api.CodeInternal, api.CodeUnreachable:
+	case api.CodeInternal, api.CodeUnreachable, api.CodeNoConfiguration:
 		s.failed.Add(1)
 	default:
 		s.invalid.Add(1)

@@ -97,14 +97,11 @@ func (s *Server) loopback(req *request) *apiError {
 	if e := noQuery(req); e != nil {
 		return e
 	}
-	holdings := s.Agent.GrantsFor(req.caller)
-	if len(holdings) == 0 {
-		return &apiError{
-			status: http.StatusForbidden, code: api.CodeNotGranted,
-			detail: "no [[grant]] is for " + req.caller.String() + ": an administrator can add one",
-		}
+	of, e := s.subjectOf(req.caller)
+	if e != nil {
+		return e
 	}
-	return s.answerLoopback(req, holdings[0].Caller)
+	return s.answerLoopback(req, of)
 }
 
 // loopbackOf answers GET /v1/loopback on the admin socket: the same for whom the query describes. It is for root and
@@ -128,13 +125,33 @@ func (s *Server) loopbackOf(req *request) *apiError {
 		return badRequest(
 			"resource and identity are not asked for here: a grant's variables serve for all that it names")
 	}
-	holdings := s.Agent.GrantsFor(who)
-	if len(holdings) == 0 {
-		return &apiError{
-			status: http.StatusForbidden, code: api.CodeNotGranted, detail: "no [[grant]] is for " + who.String(),
+	of, e := s.subjectOf(who)
+	if e != nil {
+		return e
+	}
+	return s.answerLoopback(req, of)
+}
+
+// subjectOf returns whom the first grant is for that decides about a caller and gives something.
+func (s *Server) subjectOf(caller grants.Caller) (grants.Match, *apiError) {
+	if why := s.Agent.WhyNothing(caller); why != nil {
+		return grants.Match{}, errorOf(why)
+	}
+	decide := s.Agent.GrantsFor(caller)
+	for i := range decide {
+		if decide[i].Fault == "" {
+			return decide[i].Caller, nil
 		}
 	}
-	return s.answerLoopback(req, holdings[0].Caller)
+	if len(decide) > 0 {
+		return grants.Match{}, &apiError{
+			status: http.StatusForbidden, code: api.CodeFaultyGrant, detail: decide[0].WhyIdle(),
+		}
+	}
+	return grants.Match{}, &apiError{
+		status: http.StatusForbidden, code: api.CodeNotGranted,
+		detail: "no [[grant]] is for " + caller.String() + ": an administrator can add one",
+	}
 }
 
 // answerLoopback answers with the variables of a grant's subject, and logs which caller got them.

@@ -418,6 +418,8 @@ func examineDenials(status api.Status) (all []finding) {
 			is += "; lifted since"
 		case d.Code == api.CodeDenied:
 			next = "perceptctl deny tells who lifts the rule"
+		case d.Code == api.CodeFaultyGrant:
+			next = "mend it, then: sudo perceptctl reload"
 		case d.Resource != "":
 			next = "if it should have it, add a [[grant]]; perceptctl grants check tells what would be decided"
 		}

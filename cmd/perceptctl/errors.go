@@ -201,6 +201,9 @@ func refusalHint(err *client.Error) string {
 		return "name one with --identity: " + choices
 	case api.CodeNotGranted:
 		return "perceptctl status lists the identities; grants are in /etc/percept/config.toml"
+	case api.CodeFaultyGrant, api.CodeNoConfiguration:
+		return "sudo perceptd --check, on the device, names every fault of the configuration; once it is mended: " +
+			"sudo perceptctl reload"
 	case api.CodeUnknownCaller:
 		return "perceptctl whoami, run by the same caller, tells what is missing"
 	case api.CodeForeignOrigin:

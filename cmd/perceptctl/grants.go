@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,8 @@ func (a *app) grantsCommand() *cobra.Command {
 		Long: `List the grants in force: who may have tokens of which identity for which
 resources. What no grant allows is denied, and what deny rules take away is marked,
 with the rules behind: "may be denied" where a rule names a user, a module or a unit
-that the callers of the grant may be.`,
+that the callers of the grant may be. A faulty grant decides for its callers as the
+others do, and gives nothing: its place and its fault stand behind.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.grants(ctx, asJSON) }),
 	}
@@ -42,6 +44,9 @@ func (a *app) grants(ctx context.Context, asJSON bool) error {
 		return err
 	case asJSON:
 		return a.printJSON(answer)
+	case answer.NoConfiguration != "":
+		return a.print(a.screen(a.stdout).Paragraph("",
+			"no configuration is in force, and every request is refused: "+answer.NoConfiguration, term.Bad))
 	case len(answer.Grants) == 0:
 		return a.print("no grants: every caller is denied\n")
 	}
@@ -55,9 +60,15 @@ func (s screen) grants(answer api.Grants) string {
 	var rows []term.Row
 	for _, g := range answer.Grants {
 		number, caller, identity := strconv.Itoa(g.Number), g.Caller, g.Identity
-		for _, resource := range g.Resources {
+		resources := g.Resources
+		if len(resources) == 0 {
+			resources = []string{""} // of a faulty one they may not be understood
+		}
+		for _, resource := range resources {
 			how, style := "", term.Faint
 			switch {
+			case g.Fault != "":
+				how, style = "faulty", term.Bad
 			case slices.Contains(g.Denied, resource):
 				how, style = "denied", term.Bad
 			case slices.Contains(g.MayBeDenied, resource):
@@ -70,11 +81,35 @@ func (s screen) grants(answer api.Grants) string {
 			number, caller, identity = "", "", "" // once is enough
 		}
 	}
-	text := s.Table(columns, rows)
+	text := s.Table(columns, rows) + s.faultyGrants(answer.Grants)
 	if denied := s.grantsDenied(answer); denied != "" {
 		text += "\n" + denied
 	}
 	return text
+}
+
+// faultyGrants says of each faulty grant where it is written and what its fault is; or "".
+func (s screen) faultyGrants(all []api.Grant) string {
+	text := ""
+	for _, g := range all {
+		if g.Fault == "" {
+			continue
+		}
+		if text == "" {
+			text = "\n"
+		}
+		text += s.Paragraph("faulty: ", fmt.Sprintf("grant %d%s decides and gives nothing: %s", g.Number, placeOf(g),
+			g.Fault), term.Bad)
+	}
+	return text
+}
+
+// placeOf says where a grant is written, if that is known.
+func placeOf(g api.Grant) string {
+	if g.Place == "" {
+		return ""
+	}
+	return " in " + g.Place
 }
 
 // grantsDenied says which deny rules take tokens from which grants, and who lifts them; or "".
@@ -231,6 +266,9 @@ func idOf(text string, lookUp func(string) (string, error)) (uint32, error) {
 	return uint32(n), err
 }
 
+// understood is what is understood of a grant, which may be nothing of a faulty one.
+func understood(text string) string { return cmp.Or(text, "(not understood)") }
+
 // decision lays out what was decided, then what each grant had to do with it.
 func (s screen) decision(d api.Decision) string {
 	text := s.Paragraph("denied   ", d.Reason, term.Bad)
@@ -238,12 +276,8 @@ func (s screen) decision(d api.Decision) string {
 		text = s.Paragraph("allowed  ", d.Reason, term.Good)
 	}
 	for _, c := range d.Considered {
-		place := ""
-		if c.Place != "" {
-			place = " in " + c.Place
-		}
-		text += "\n" + s.Paragraph("", fmt.Sprintf("grant %d%s, %s: identity %s for %s", c.Number, place, c.Caller,
-			c.Identity, strings.Join(c.Resources, ", ")), term.Plain)
+		text += "\n" + s.Paragraph("", fmt.Sprintf("grant %d%s, %s: identity %s for %s", c.Number, placeOf(c.Grant),
+			c.Caller, understood(c.Identity), understood(strings.Join(c.Resources, ", "))), term.Plain)
 		text += s.Paragraph(term.Gap, c.Why, term.Faint)
 	}
 	return text

@@ -271,7 +271,11 @@ func (s screen) identities(identities []api.IdentityStatus) string {
 	rows := make([]term.Row, len(identities))
 	for i, identity := range identities {
 		mark := ""
-		if identity.Default {
+		note, style := explain.PrincipalText(identity.Principal), term.Faint
+		switch {
+		case identity.Fault != "":
+			mark, style, note = "faulty", term.Bad, strings.TrimPrefix(identity.Place+": "+identity.Fault, ": ")
+		case identity.Default:
 			mark = "default"
 		}
 		grants := term.Cell{Text: strconv.Itoa(identity.Grants)}
@@ -280,8 +284,8 @@ func (s screen) identities(identities []api.IdentityStatus) string {
 		}
 		rows[i] = term.Row{
 			Cells: []term.Cell{{Text: identity.Name}, {Text: identity.Selector}, grants,
-				{Text: mark, Style: term.Faint}},
-			Notes: []term.Cell{{Text: explain.PrincipalText(identity.Principal)}},
+				{Text: mark, Style: style}},
+			Notes: []term.Cell{{Text: note}},
 		}
 	}
 	return s.Table(columns, rows)

@@ -73,7 +73,7 @@ func (a *app) watchToken(ctx context.Context, request client.WatchRequest, asJSO
 		}
 		if event.Name == api.EventEnded {
 			switch event.Code {
-			case api.CodeDenied, api.CodeNotGranted, api.CodeRevoked:
+			case api.CodeDenied, api.CodeNotGranted, api.CodeFaultyGrant, api.CodeRevoked:
 				return deniedError(event.Code, "the watch is over, since the token is denied: "+event.Detail)
 			}
 			return &hintedError{errors.New("perceptd ended the watch"), "systemctl status perceptd tells how it is"}

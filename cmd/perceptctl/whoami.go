@@ -21,8 +21,8 @@ func (a *app) whoamiCommand() *cobra.Command {
 and groups, as far as they were proved, and the grants that decide over it. Run
 it as the caller in question: in its container, in its service, as its user.
 
-The exit status is 4 when nothing is granted, when all that is granted is denied, or
-when perceptd could not prove who calls.`,
+The exit status is 4 when nothing is granted, when what decides is faulty, when all
+that is granted is denied, or when perceptd could not prove who calls.`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(ctx context.Context) error { return a.whoami(ctx, asJSON) }),
 	}
@@ -52,9 +52,13 @@ func (a *app) whoami(ctx context.Context, asJSON bool) error {
 		}
 		return &hintedError{deniedError(api.CodeUnknownCaller,
 			"perceptd could not prove who calls: it answers no request for a token"), hint}
+	case answer.Refused != "":
+		return deniedError(answer.Code, answer.Refused)
 	case len(answer.Grants) == 0:
 		return &hintedError{deniedError(api.CodeNotGranted, "nothing is granted to this caller"),
 			"an administrator can add a [[grant]] for it; perceptctl grants lists those there are"}
+	case !slices.ContainsFunc(answer.Grants, func(g api.Grant) bool { return g.Fault == "" }):
+		return deniedError(api.CodeFaultyGrant, "what decides about this caller is faulty, and gives nothing")
 	case !slices.ContainsFunc(answer.Grants, func(g api.Grant) bool { return len(g.Denied) < len(g.Resources) }):
 		return &hintedError{deniedError(api.CodeDenied, "all that is granted to this caller is denied"),
 			"perceptctl token --resource tells by what; an administrator sees all deny rules with perceptctl deny"}
@@ -82,16 +86,23 @@ func (s screen) whoami(w api.WhoAmI) string {
 		{Title: "RESOURCE", Shrinks: true}, {Title: ""}}
 	var rows []term.Row
 	for _, g := range w.Grants {
-		for _, resource := range g.Resources {
+		resources := g.Resources
+		if len(resources) == 0 {
+			resources = []string{""} // of a faulty one they may not be understood
+		}
+		for _, resource := range resources {
 			mark := ""
-			if slices.Contains(g.Denied, resource) {
+			switch {
+			case g.Fault != "":
+				mark = "faulty"
+			case slices.Contains(g.Denied, resource):
 				mark = "denied"
 			}
 			rows = append(rows, term.Row{Cells: []term.Cell{{Text: g.Caller}, {Text: g.Identity}, {Text: resource},
 				{Text: mark, Style: term.Bad}}})
 		}
 	}
-	return text + "\n" + s.Table(columns, rows)
+	return text + "\n" + s.Table(columns, rows) + s.faultyGrants(w.Grants)
 }
 
 type fact struct{ name, text string }
