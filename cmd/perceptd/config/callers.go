@@ -119,12 +119,13 @@ func (c *Callers) takeModule(t *table) string {
 	if err := m.validate(); err != nil && len(t.faults) == 0 {
 		t.addFault("", "%v", err)
 	}
-	if other, twice := c.module(m.name); twice && len(t.faults) == 0 {
+	other, twice := c.module(m.name)
+	if again := twice || slices.Contains(c.idle, m.name); again && len(t.faults) == 0 {
 		t.addFault("", "module %q is there twice", m.name)
+		c.anyIdle = true // one of the two may be meant for another
+	}
+	if twice {
 		c.setIdle(other)
-		c.modules = slices.DeleteFunc(c.modules, func(o module) bool { return o == other })
-	} else if slices.Contains(c.idle, m.name) && len(t.faults) == 0 {
-		t.addFault("", "module %q is there twice, and has a fault in the other place", m.name)
 	}
 	if len(t.faults) == 0 {
 		c.modules = append(c.modules, m)

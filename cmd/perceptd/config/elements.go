@@ -163,6 +163,12 @@ func (e *elements) settle() Config {
 	if m := &e.Callers; len(m.idleContainers) > 0 || m.anyContainerIdle {
 		e.Rules.IdleContainers, e.Rules.AnyContainerIdle = m.idleContainers, m.anyContainerIdle
 	}
+	for i := range e.Rules.Grants {
+		grant := &e.Rules.Grants[i]
+		if name := grant.Caller.Module; name != "" && grant.Fault == "" && e.Callers.isIdle(name) {
+			grant.Fault = fmt.Sprintf("the [[module]] of module %q is faulty, or one that may be its", name)
+		}
+	}
 	e.Rules.Grants = append(e.Rules.Grants, e.suspectedGrants...)
 	e.Rules.Identities = append(e.Rules.Identities, e.suspectedIdentities...)
 	e.settleRules()

@@ -1,7 +1,9 @@
 package config
 
 import (
+	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -256,4 +258,70 @@ also = 1
 	if strings.Count(got, "\n") != strings.Count(want, "\n") {
 		t.Errorf("got\n%s", got)
 	}
+}
+
+// Reading is fit for any text: it never panics, a fault is in the file that has it, and what a start leaves idle is
+// what a reload refuses.
+func FuzzReading(f *testing.F) {
+	f.Add([]byte(harness.GoodConfig))
+	f.Add([]byte("\ufeff[source]\r\nkind = “x”\r\n\x1a"))
+	f.Add([]byte("grant = [1, {caller = 7}]\n[[module]]\nname.x = 1\n[identity]\n"))
+	f.Add([]byte("[[grant]]\ncaller.unit = \"a\"\n[grant.caller]\n[[a.b]]\n[[a.b.c]]\n[a.b.c.d]\ne = [[{f = 1}]]\n"))
+	f.Add([]byte("\"gr\\u0061nt\" = [{}]\n\"\" = {\"\" = 1}\n[callers]\nyong = 1979-05-27\n[tokens.spread]\n"))
+	f.Add([]byte("identity.name = 1\n[[resource]]\nuri = \"api://x\"\nalternates = []\n[[resource]]\n" +
+		"uri = \"api://x\"\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		file := File{"/etc/percept/config.toml", text}
+		if _, err := parse(file); err != nil {
+			if !strings.HasPrefix(err.Error(), file.Path+":") {
+				t.Errorf("a fault without its file: %v", err)
+			}
+			return
+		}
+		c := Reading{Files: []File{file}}.Config()
+		strict := c.faults.err()
+		if (len(c.Idle) > 0) != (strict != nil) {
+			t.Errorf("idle %v, refused for %v", c.Idle, strict)
+		}
+		lines := strings.Count(string(text), "\n") + 1
+		for _, idle := range c.Idle {
+			var line int
+			rest, isOfFile := strings.CutPrefix(idle.Place, file.Path)
+			_, err := fmt.Sscanf(rest, ":%d", &line)
+			if !isOfFile || rest != "" && (err != nil || line < 1 || line > lines) {
+				t.Errorf("%v: of %d lines", idle, lines)
+			}
+			if idle.Why == "" || idle.Element == "" {
+				t.Errorf("it says nothing: %+v", idle)
+			}
+		}
+		grants.NewAuthorizer(c.Rules.Rules)
+		if c.Modules(); len(c.Idle) == 0 && !strings.HasPrefix(c.Describe(), "configuration is fine: ") {
+			t.Error("nothing to say of a configuration without a fault")
+		}
+	})
+}
+
+// Each place is that of its key in the file, whatever stands before it.
+func FuzzPlaces(f *testing.F) {
+	f.Add("# a comment\n\n[x]\ny = \"\"\"\n\n\"\"\"\n", uint8(0))
+	f.Add("[[grant]]\nresources = [\n1,\n2]\n", uint8(1))
+	f.Add("a = 1\r\nb = [ {c = 1}, # d\n{ e = '''\n'''} ]\n", uint8(2))
+	f.Fuzz(func(t *testing.T, before string, which uint8) {
+		marks := []string{"[[identity]]\nmark = 1", "[[grant]]\ncaller = { mark = 1 }", "[marked]\nmark = 1"}
+		paths := [][]string{{"identity", "0", "mark"}, {"grant", "0", "caller", "mark"}, {"marked", "mark"}}
+		i := int(which) % len(marks)
+		text := before + "\n" + marks[i]
+		w, err := parse(File{"f", []byte(text)})
+		if err != nil {
+			return
+		}
+		if list, isList := w.keys[paths[i][0]].([]any); isList {
+			paths[i][1] = strconv.Itoa(len(list) - 1)
+		}
+		want := fmt.Sprintf("f:%d", strings.Count(text, "\n")+1)
+		if got := w.place(strings.Join(paths[i], separator)); got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	})
 }

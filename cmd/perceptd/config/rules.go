@@ -107,12 +107,14 @@ func takeResource(t *table, r *grants.Rules) {
 	if err := grants.CheckAlternates(uri, alternates); err != nil && len(t.faults) == 0 {
 		t.addFault("", "%v", err)
 	}
-	if sound, twice := r.Alternates[uri]; twice {
+	sound, twice := r.Alternates[uri]
+	if _, idle := r.IdleAlternates[uri]; (twice || idle) && len(t.faults) == 0 {
 		t.addFault("", "resource %s is there twice", uri)
+		r.AnyAlternate = true // one of the two may be meant for another
+	}
+	if twice {
 		r.IdleAlternates = withAlternates(r.IdleAlternates, uri, sound)
 		delete(r.Alternates, uri)
-	} else if _, again := r.IdleAlternates[uri]; again && len(t.faults) == 0 {
-		t.addFault("", "resource %s is there twice, and has a fault in the other place", uri)
 	}
 	switch {
 	case len(t.faults) == 0:
