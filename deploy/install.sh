@@ -19,6 +19,8 @@ files() {
 		echo 0644 "$dropin" "/usr/share/perceptd/${dropin##*/}"
 	done
 	echo 0644 deploy/config.example.toml /usr/share/perceptd/config.example.toml
+	echo 0644 deploy/podman.socket.conf /usr/share/perceptd/podman.socket.conf
+	echo 0644 deploy/vision.container /usr/share/perceptd/vision.container
 	echo 0644 docs/man/perceptd.8 /usr/share/man/man8/perceptd.8
 	echo 0644 docs/man/perceptctl.1 /usr/share/man/man1/perceptctl.1
 }

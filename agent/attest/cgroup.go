@@ -28,6 +28,8 @@ type location struct {
 	unit      string // of inUnit
 	container string // of inContainer: its ID, which no engine has confirmed yet
 	parent    string // of inContainer: the cgroup above the container's own
+	pod       string // of inContainer: the ID of the Podman pod whose cgroup is parent; empty: it is not a pod's
+	split     bool   // of inContainer: parent is a systemd service's own cgroup (podman run --cgroups=split)
 	nested    bool   // of inUnit: the process has its own pid namespace, so that only the unit identifies it
 	why       string // of unclear: the reason
 	hint      string // of unclear: what to do about it; may be empty
@@ -52,12 +54,26 @@ var (
 	containerCgroup = regexp.MustCompile(`^(?:(?:libpod-)?(` + containerIDPattern + `)|` +
 		`(?:docker|libpod|nerdctl|cri-containerd)-(` + containerIDPattern + `)\.scope(?:/container)?)$`)
 
+	// podContainer matches the cgroup of a container in one of Podman's pods, by driver: the pod's ID and the
+	// container's.
+	podContainer = regexp.MustCompile(`^/machine\.slice/machine-libpod_pod_(` + containerIDPattern + `)\.slice` +
+		`/libpod-(` + containerIDPattern + `)\.scope(?:/container)?$|` +
+		`^/libpod_parent/(` + containerIDPattern + `)/libpod-(` + containerIDPattern + `)$`)
+
 	sliceName = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]+\.slice$`)
 	scopeName = regexp.MustCompile(`^[A-Za-z0-9:_.@\\-]+\.scope$`)
 
 	// userManager matches the services and sessions of a user's own service manager, which only that user controls.
 	userManager = regexp.MustCompile(`^/user\.slice/user-([0-9]+)\.slice/user@([0-9]+)\.service/`)
 )
+
+// splitLeaf is what Podman puts before the ID of a container whose cgroup it makes below that of the systemd service
+// that started it, as Quadlet's units do. Podman's own process is in the cgroup runtime beside it.
+const splitLeaf = "/libpod-payload-"
+
+// usersCgroups begins the path of every cgroup that a user who logged in can make processes run in. No container there
+// is ever proved, whatever an engine says and whatever cgroup_parents names.
+const usersCgroups = "/user.slice/"
 
 // parseCgroup parses a process's cgroup file (/proc/PID/cgroup, cgroups(7)) and returns its location. parents are the
 // cgroups that may hold containers in addition to defaultParents.
@@ -113,10 +129,22 @@ func classify(p string, parents map[string]bool) location {
 			hint: "run perceptd on the device itself, not in a cgroup namespace of its own",
 		}
 	}
-	switch ids := containerID.FindAllString(p, 3); len(ids) {
-	case 0:
+	ids := containerID.FindAllString(p, 3)
+	pod := podContainer.FindStringSubmatch(p)
+	switch {
+	case len(ids) == 0:
 		return classifyHost(p)
-	case 1:
+	case strings.HasPrefix(p, usersCgroups):
+		return location{
+			path: p,
+			why: fmt.Sprintf("its cgroup %s is a user's, who makes cgroups there under any name; "+
+				"a rootless engine proves nothing", truncate(p)),
+			hint: rootlessHint,
+		}
+	case pod != nil:
+		parent := path.Dir(strings.TrimSuffix(p, "/container"))
+		return location{kind: inContainer, path: p, container: pod[2] + pod[4], pod: pod[1] + pod[3], parent: parent}
+	case len(ids) == 1:
 		return classifyContainer(p, ids[0], parents)
 	}
 	return location{
@@ -128,6 +156,9 @@ func classify(p string, parents map[string]bool) location {
 
 // classifyContainer interprets a cgroup path with the ID of one container in it.
 func classifyContainer(p, id string, parents map[string]bool) location {
+	if unit, split := strings.CutSuffix(p, splitLeaf+id); split && unit != "" && classifyHost(unit).kind == inUnit {
+		return location{kind: inContainer, path: p, container: id, parent: unit, split: true}
+	}
 	parent, leaf := path.Split(strings.TrimSuffix(p, "/container"))
 	if strings.HasSuffix(p, "/container") {
 		leaf += "/container"
@@ -209,11 +240,15 @@ func (a *Attestor) locate(pid int32, rules *activeRules) location {
 	case err != nil:
 		return location{path: at.path, why: fmt.Sprintf("its pid namespace cannot be read: %v", err), hint: doctorHint}
 	case nested && at.kind == onHost:
+		hint := "run it as a systemd service, or in a container of an engine that perceptd can ask"
+		if strings.HasPrefix(at.path, usersCgroups) {
+			hint = rootlessHint
+		}
 		return location{
 			path: at.path,
 			why: fmt.Sprintf("it is in cgroup %s, and in a pid namespace of its own, as in a container: "+
 				"its uid says nothing", truncate(at.path)),
-			hint: "run it as a systemd service, or in a container of an engine that perceptd can ask",
+			hint: hint,
 		}
 	}
 	at.nested = nested

@@ -26,7 +26,9 @@ func unified(p string) string { return "0::" + p + "\n" }
 
 func TestParseCgroup(t *testing.T) {
 	t.Parallel()
-	parents := map[string]bool{"/edge": true, "/edge.slice": true, "/a.slice/a-b.slice": true}
+	const podA = "/machine.slice/machine-libpod_pod_" + idB + ".slice"
+	parents := map[string]bool{"/edge": true, "/edge.slice": true, "/a.slice/a-b.slice": true,
+		"/user.slice/user-1000.slice/user@1000.service/user.slice": true, "/user.slice": true}
 	for _, row := range []struct {
 		path            string
 		kind            locationKind
@@ -52,6 +54,51 @@ func TestParseCgroup(t *testing.T) {
 		{"/edge/" + idA, inContainer, "", idA},
 		{"/edge.slice/docker-" + idA + ".scope", inContainer, "", idA},
 		{"/a.slice/a-b.slice/docker-" + idA + ".scope", inContainer, "", idA},
+
+		// Podman's pods, by each driver, and containers that it split from the cgroup of a service (Quadlet).
+		{podA + "/libpod-" + idA + ".scope", inContainer, "", idA},
+		{podA + "/libpod-" + idA + ".scope/container", inContainer, "", idA},
+		{"/libpod_parent/" + idB + "/libpod-" + idA, inContainer, "", idA},
+		{"/system.slice/cam.service/libpod-payload-" + idA, inContainer, "", idA},
+		{`/edge.slice/edge-modules.slice/cam@3f\x2dx.service/libpod-payload-` + idA, inContainer, "", idA},
+
+		// Podman's own processes: of such a service, of a pod, and of a container.
+		{"/system.slice/cam.service/runtime", unclear, "", ""},
+		{"/system.slice/cam.service/supervisor", unclear, "", ""},
+		{podA + "/libpod-conmon-" + idA + ".scope", unclear, "", ""},
+		{podA, unclear, "", ""},
+		// Nearly a pod, or nearly split.
+		{podA + "/docker-" + idA + ".scope", unclear, "", ""},
+		{podA + "/libpod-" + idA, unclear, "", ""},
+		{podA + "/libpod-payload-" + idA, unclear, "", ""},
+		{podA + "/libpod-" + idA + ".scope/init.scope", unclear, "", ""},
+		{podA + "/libpod-" + idA + ".scope/container/libpod-" + idA, unclear, "", ""},
+		{"/system.slice" + podA + "/libpod-" + idA + ".scope", unclear, "", ""},
+		{"/machine.slice/machine-libpod_pod_x.slice/libpod-" + idA + ".scope", unclear, "", ""},
+		{"/libpod_parent/" + idB + "/libpod-" + idA + "/container", unclear, "", ""},
+		{"/libpod_parent/libpod-" + idB + "/libpod-" + idA, unclear, "", ""},
+		{"/docker/" + idB + "/libpod-" + idA, unclear, "", ""},
+		{"/system.slice/cam.service/libpod-payload-" + idA + "/container", unclear, "", ""},
+		{"/system.slice/cam.service/libpod-payload-" + idA + "/libpod-payload-" + idB, unclear, "", ""},
+		{"/system.slice/cam.service/libpod-payload-" + idA + "/libpod-payload-" + idA, unclear, "", ""},
+		{"/system.slice/cam.service/x/libpod-payload-" + idA, unclear, "", ""},
+		{"/system.slice/evil.service/system.slice/cam.service/libpod-payload-" + idA, unclear, "", ""},
+		{"/system.slice/cam.service/libpod-" + idA, unclear, "", ""},
+		{"/system.slice/cam.service/libpod-payload-" + idA + ".scope", unclear, "", ""},
+		{"/system.slice/cam@.service/libpod-payload-" + idA, unclear, "", ""},
+		{"/system.slice/cam.scope/libpod-payload-" + idA, unclear, "", ""},
+		{"/system.slice/libpod-payload-" + idA, unclear, "", ""},
+		{"/libpod-payload-" + idA, unclear, "", ""},
+		// A user who logged in made it: a rootless engine's container, or what looks like one of root's.
+		{"/user.slice/user-1000.slice/user@1000.service/libpod-payload-" + idA, unclear, "", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/app.slice/cam.service/libpod-payload-" + idA, unclear,
+			"", ""},
+		{"/user.slice/user-0.slice/user@0.service/app.slice/cam.service/libpod-payload-" + idA, unclear, "", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/user.slice/user-libpod_pod_" + idB + ".slice/libpod-" + idA +
+			".scope/container", unclear, "", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + idA + ".scope", unclear, "", ""},
+		{"/user.slice/user-1000.slice/user@1000.service" + podA + "/libpod-" + idA + ".scope", unclear, "", ""},
+		{"/user.slice/docker-" + idA + ".scope", unclear, "", ""},
 
 		// A container that was placed below another's cgroup, by each driver.
 		{"/docker/" + idA + "/" + idB, unclear, "", ""},
@@ -161,6 +208,10 @@ func FuzzParseCgroup(f *testing.F) {
 		inAllHierarchies("/system.slice/cam.service"), unified("/../.."),
 		"1:name=systemd:/\n0::/machine.slice/libpod-" + idA + ".scope/container\n",
 		unified("/system.slice/evil.service/docker-" + idA + ".scope"),
+		unified("/system.slice/cam.service/libpod-payload-" + idA), unified("/system.slice/cam.service/runtime"),
+		inAllHierarchies("/machine.slice/machine-libpod_pod_" + idB + ".slice/libpod-" + idA + ".scope"),
+		unified("/libpod_parent/" + idB + "/libpod-" + idA),
+		unified("/user.slice/user-1000.slice/user@1000.service/app.slice/cam.service/libpod-payload-" + idA),
 	} {
 		f.Add(seed)
 	}
@@ -177,8 +228,24 @@ func FuzzParseCgroup(f *testing.F) {
 				t.Errorf("%q: %+v", file, got)
 			}
 		case inContainer:
-			if len(got.container) != 64 || strings.Count(got.path, got.container) != 1 ||
-				strings.Count(got.path, "/") > 3 || !defaultParents[got.parent] {
+			above, below, _ := strings.Cut(got.path, got.container)
+			isRoots := len(got.container) == 64 && strings.HasPrefix(got.path, got.parent+"/") &&
+				!strings.HasPrefix(got.path, "/user.slice/")
+			switch {
+			case got.split: // of one service, and nothing between or below
+				isRoots = isRoots && got.pod == "" && above == got.parent+"/libpod-payload-" && below == "" &&
+					classifyHost(got.parent).kind == inUnit && strings.Count(got.parent, ".service/") == 0
+			case got.pod != "":
+				above, below, _ = strings.Cut(strings.TrimPrefix(got.path, got.parent), got.container)
+				isRoots = isRoots && len(got.pod) == 64 && above == "/libpod-" &&
+					(got.parent == "/libpod_parent/"+got.pod && below == "" ||
+						got.parent == "/machine.slice/machine-libpod_pod_"+got.pod+".slice" &&
+							strings.TrimSuffix(below, "/container") == ".scope")
+			default:
+				isRoots = isRoots && strings.Count(got.path, got.container) == 1 &&
+					strings.Count(got.path, "/") <= 3 && defaultParents[got.parent]
+			}
+			if !isRoots {
 				t.Errorf("%q: %+v", file, got)
 			}
 		case onHost:

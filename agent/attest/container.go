@@ -14,6 +14,8 @@ type containerInfo struct {
 	grants.Container
 	running bool
 	parent  string // the cgroup parent that it was started with; empty: the engine's default
+	cgroup  string // its own cgroup; empty: the engine does not name it, as Docker
+	pod     string // the ID of its pod, of Podman; empty: none
 	pidMode string
 	init    int32 // the process ID of its first process
 }
@@ -38,7 +40,7 @@ func (a *Attestor) attestContainer(ctx context.Context, rules *activeRules, at l
 		return bare, &Error{
 			What: unattested,
 			Why:  fmt.Sprintf("the engine knows no container %s", bare.ShortID()),
-			Hint: "if another engine runs it, name that one's socket as [callers] engine",
+			Hint: "if another engine of root's runs it, name that one's socket as [callers] engine; " + rootlessHint,
 		}
 	case err != nil:
 		return bare, &Error{
@@ -68,6 +70,15 @@ func (a *Attestor) checkContainer(rules *activeRules, at location, info containe
 			truncate(containerID.ReplaceAllStringFunc(info.pidMode, shortID)))
 	case info.hasForeignParent(at):
 		return fmt.Errorf("its container was started with a cgroup parent of its own (%s)", truncate(info.parent))
+	case info.cgroup == "" && (at.split || at.pod != ""):
+		return fmt.Errorf("the caller is in cgroup %s, and the engine does not name its container's, as Podman does",
+			at.path)
+	case info.cgroup != "" && info.cgroup != strings.TrimSuffix(at.path, "/container"):
+		return fmt.Errorf("the engine says that its container is in cgroup %s, and the caller is in %s",
+			truncate(info.cgroup), at.path)
+	case at.pod != "" && at.pod != info.pod:
+		return fmt.Errorf("the caller is in the cgroup of pod %s, and the engine names another pod of its container",
+			shortID(at.pod))
 	}
 	file, err := a.kernel.readFile(info.init, "cgroup")
 	if err != nil {
@@ -86,9 +97,10 @@ func (info *containerInfo) sharesPidNamespace() bool {
 	return info.pidMode != "" && info.pidMode != "private"
 }
 
-// hasForeignParent reports whether the container was started with a --cgroup-parent that differs from its location.
+// hasForeignParent reports whether the container was started with a --cgroup-parent that differs from its location. Of
+// a container whose cgroup was split from a service's, Podman reports the pod's, which it does not use.
 func (info *containerInfo) hasForeignParent(at location) bool {
-	return info.parent != "" && !isParent(at.parent, info.parent)
+	return !at.split && info.parent != "" && !isParent(at.parent, info.parent)
 }
 
 // hint returns what to do when checkContainer fails.

@@ -26,11 +26,13 @@ const (
 	maxDigestsOfImage = 64       // repo digests of one image
 )
 
-// engineClient makes the two calls of Docker's API that attestation needs, over a Unix socket. Podman has them too.
-// Its errors do not repeat what the engine sent, since that may contain secrets.
+// engineClient makes the two calls that attestation needs, over a Unix socket. Both are of Docker's API, which Podman
+// has too. But it asks Podman about a container by Podman's own API, since only that names the container's cgroup and
+// pod. Its errors do not repeat what the engine sent, since that may contain secrets.
 type engineClient struct {
 	path      string
 	version   string // the engine's own version of the API; calls without a version are deprecated
+	libpod    string // the version of Podman's own API; empty: the engine is not Podman
 	transport http.RoundTripper
 }
 
@@ -71,16 +73,28 @@ func dialEngine(ctx context.Context, path string, trusted trustedOwners) (*engin
 	if c.version = response.Header.Get("Api-Version"); !apiVersion.MatchString(c.version) {
 		return nil, fmt.Errorf("%s: names no version of Docker's API: is it a container engine?", path)
 	}
+	if c.libpod = response.Header.Get("Libpod-Api-Version"); c.libpod != "" && !libpodVersion.MatchString(c.libpod) {
+		return nil, fmt.Errorf("%s: names an odd version of Podman's API: is it Podman?", path)
+	}
 	return c, nil
 }
 
-// apiVersion matches a version of Docker's API.
-var apiVersion = regexp.MustCompile(`^[0-9]{1,2}\.[0-9]{1,3}$`)
+var (
+	// apiVersion matches a version of Docker's API.
+	apiVersion = regexp.MustCompile(`^[0-9]{1,2}\.[0-9]{1,3}$`)
+
+	// libpodVersion matches a version of Podman's own API.
+	libpodVersion = regexp.MustCompile(`^[0-9]{1,2}\.[0-9]{1,3}\.[0-9]{1,3}(?:-[a-z0-9.]{1,16})?$`)
+)
 
 // inspectContainer asks for the facts about a container.
 func (c *engineClient) inspectContainer(ctx context.Context, id string) (containerInfo, error) {
 	var container containerJSON
-	if err := c.getJSON(ctx, "containers", id, &container); err != nil {
+	about := c.version + "/containers/"
+	if c.libpod != "" {
+		about = c.libpod + "/libpod/containers/"
+	}
+	if err := c.getJSON(ctx, about+id, &container); err != nil {
 		return containerInfo{}, err
 	}
 	info, err := container.info()
@@ -93,15 +107,16 @@ func (c *engineClient) inspectContainer(ctx context.Context, id string) (contain
 // inspectImage asks for the repo digests of an image.
 func (c *engineClient) inspectImage(ctx context.Context, id string) ([]string, error) {
 	var image imageJSON
-	if err := c.getJSON(ctx, "images", id, &image); err != nil {
+	if err := c.getJSON(ctx, c.version+"/images/"+id, &image); err != nil {
 		return nil, err
 	}
 	return image.digests(), nil
 }
 
-// getJSON asks for one container or image, and decodes the answer into target.
-func (c *engineClient) getJSON(ctx context.Context, kind, id string, target any) error {
-	response, err := c.get(ctx, "/v"+c.version+"/"+kind+"/"+id+"/json")
+// getJSON asks for one container or image and decodes the answer into target. about is the API's version and the path
+// below it.
+func (c *engineClient) getJSON(ctx context.Context, about string, target any) error {
+	response, err := c.get(ctx, "/v"+about+"/json")
 	if err != nil {
 		return err
 	}
@@ -172,13 +187,16 @@ const (
 type containerJSON struct {
 	ID    string `json:"Id"`
 	Name  string
-	Image string // the image's ID
+	Image string // the image's ID; empty: it has none, as with podman run --rootfs
 	State *struct {
 		Running, Restarting, Dead bool
 
 		Pid       int32
 		StartedAt string
+
+		CgroupPath string // Podman's own API alone
 	}
+	Pod    string // its ID; Podman's own API alone
 	Config *struct {
 		Image  string // as it was named when the container was made
 		Labels map[string]string
@@ -209,6 +227,8 @@ func (c *containerJSON) info() (containerInfo, error) {
 		running: c.State.Running && !c.State.Restarting && !c.State.Dead,
 		parent:  c.HostConfig.CgroupParent,
 		pidMode: c.HostConfig.PidMode,
+		cgroup:  c.State.CgroupPath,
+		pod:     c.Pod,
 		init:    c.State.Pid,
 	}
 	if containerID.FindString(c.Image) == c.Image && c.Image != "" {

@@ -59,8 +59,10 @@ var (
 
 // Hints that more than one cause has in common.
 const (
-	doctorHint        = "perceptctl doctor tells whether the daemon can see its callers at all"
-	procHint          = "mount /proc of perceptd's own pid namespace, or run it on the device itself"
+	doctorHint   = "perceptctl doctor tells whether the daemon can see its callers at all"
+	procHint     = "mount /proc of perceptd's own pid namespace, or run it on the device itself"
+	rootlessHint = "a rootless engine's container gets tokens on its module's socket alone: " +
+		"choose require = \"socket\" in its [[module]], or run it by root's engine"
 	userNamespaceHint = "take PrivateUsers= away from perceptd, or run it on the device itself"
 )
 

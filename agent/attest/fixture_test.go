@@ -189,6 +189,7 @@ type inspectAnswer struct {
 	ID         string `json:"Id"`
 	Name       string
 	Image      string
+	Pod        string `json:",omitempty"`
 	State      map[string]any
 	Config     map[string]any
 	HostConfig map[string]any
@@ -204,11 +205,20 @@ func honestAnswer(id, name string, pid int) inspectAnswer {
 	}
 }
 
+// podmanAnswer is honestAnswer by Podman's own API, about a container in that cgroup and pod.
+func podmanAnswer(id, name, cgroup, pod string, pid int) inspectAnswer {
+	answer := honestAnswer(id, name, pid)
+	answer.Name, answer.Image, answer.Pod = name, idB, pod
+	answer.State["CgroupPath"], answer.HostConfig["PidMode"] = cgroup, "private"
+	return answer
+}
+
 // fakeEngine is a container engine on a real socket.
 type fakeEngine struct {
 	path string
 
 	mu       sync.Mutex
+	libpod   string // the version of Podman's own API; empty: it is Docker
 	asked    int
 	handlers map[string]http.HandlerFunc // by container ID or image
 }
@@ -236,6 +246,13 @@ func (e *fakeEngine) answer(about string, value any) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(value)
 	})
+}
+
+// become makes the engine Podman with that version of its own API.
+func (e *fakeEngine) become(libpod string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.libpod = libpod
 }
 
 // serve makes the engine answer calls about a container or image with handler.
@@ -268,18 +285,25 @@ func (e *fakeEngine) questions() int {
 }
 
 func (e *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	e.mu.Lock()
+	ping, libpod := e.handlers["ping"], e.libpod
+	e.mu.Unlock()
 	if strings.HasSuffix(r.URL.Path, "/_ping") {
-		e.mu.Lock()
-		ping := e.handlers["ping"]
-		e.mu.Unlock()
 		if ping != nil {
 			ping(w, r)
 			return
 		}
 		w.Header().Set("Api-Version", "1.41")
+		if libpod != "" {
+			w.Header().Set("Libpod-Api-Version", libpod)
+		}
 		return
 	}
-	parts := strings.Split(r.URL.Path, "/") // "", "v1.41", "containers", ID, "json"
+	asked := strings.Replace(r.URL.Path, "/v"+libpod+"/libpod/containers/", "/v1.41/containers/", 1)
+	parts := strings.Split(asked, "/") // "", "v1.41", "containers", ID, "json"
+	if asked == r.URL.Path && libpod != "" && strings.Contains(asked, "/containers/") {
+		parts = nil // in Docker's API Podman does not name a container's cgroup
+	}
 	e.mu.Lock()
 	e.asked++
 	var handler http.HandlerFunc
