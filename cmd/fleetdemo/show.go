@@ -12,19 +12,21 @@ import (
 )
 
 const (
-	connectTime = 20 * time.Second // for all devices to connect
-	spreadTime  = 40 * time.Second // for a policy change to be in every token
-	denyTime    = 10 * time.Second // for a denial to be in force, and to be lifted
-	denyWithin  = time.Second      // of the first device's twin being written, on the last device
-	peakRatio   = 1.5              // of the busiest sixth of the cap to the mean
-	columns     = 60               // of drawings
+	// What happens at all happens in a small part of this, also on a machine that is busy with other things.
+	patience = 5 * time.Minute
+
+	denyWithin = time.Second // of the first device's twin being written, on the last device
+	peakRatio  = 1.5         // of the busiest sixth of the cap to the mean
+	columns    = 60          // of drawings
 )
 
 // show is a demonstration: it writes what a fleet does, and notes what of that is not as it should be.
 type show struct {
 	*fleet
 	options
-	faults []error
+	strain   *strain
+	faults   []error
+	unjudged []string // what this machine was too busy to judge
 }
 
 // run shows a fleet. The error names all that is not so.
@@ -34,7 +36,8 @@ func run(ctx context.Context, o options, out io.Writer) error {
 		return err
 	}
 	defer f.close()
-	s := &show{fleet: f, options: o}
+	s := &show{fleet: f, options: o, strain: watchStrain()}
+	defer s.strain.close()
 	s.connect(ctx)
 	spread, err := s.policyChange(ctx)
 	if err != nil {
@@ -54,7 +57,20 @@ func run(ctx context.Context, o options, out io.Writer) error {
 			return err
 		}
 	}
+	s.conclude()
 	return errors.Join(append(s.faults, ctx.Err())...)
+}
+
+// conclude says once more what was not judged, where somebody may look last.
+func (s *show) conclude() {
+	if len(s.unjudged) == 0 {
+		return
+	}
+	s.say("this machine was too busy to judge")
+	for _, what := range s.unjudged {
+		fmt.Fprintf(s.out, "  %s\n", what)
+	}
+	fmt.Fprintln(s.out, "  once more on an idle machine judges it")
 }
 
 // say begins a part.
@@ -70,17 +86,41 @@ func (s *show) check(ok bool, format string, args ...any) {
 	fmt.Fprintf(s.out, "  %s  %s\n", word, text)
 }
 
+// judge is check for what depends on how fast this machine is. A strain that kept it from being so is said, and then it
+// is not a fault.
+func (s *show) judge(ok bool, strain, format string, args ...any) {
+	if ok || strain == "" {
+		s.check(ok, format, args...)
+		return
+	}
+	text := fmt.Sprintf(format, args...) + ": " + strain
+	s.unjudged = append(s.unjudged, text)
+	fmt.Fprintf(s.out, "  NOT JUDGED  %s\n", text)
+}
+
 // allServe checks that each device serves its module's token.
 func (s *show) allServe(ctx context.Context) {
-	serving := s.count(func(m *member) bool { return m.serves(ctx) == nil })
+	serving := s.inTime(ctx, s.devices, func(m *member) bool { return m.serves(ctx) == nil })
 	s.check(serving == s.devices, "%d of %d devices serve their module's token", serving, s.devices)
+}
+
+// inTime waits until something is so of a number of devices, all at once, and returns of how many it is so.
+func (s *show) inTime(ctx context.Context, want int, is func(*member) bool) (n int) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		if n = s.count(is); n == want || ctx.Err() != nil {
+			return n
+		}
+		wait(ctx, pollEvery)
+	}
 }
 
 // connect waits for all devices.
 func (s *show) connect(ctx context.Context) {
 	day := float64(life) / s.speed
 	s.say("%d devices connect to a hub; a day of their tokens takes %.0f s", s.devices, time.Duration(day).Seconds())
-	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	r := s.reach(ctx, time.Now(), connected)
 	s.check(r.whole(), "all %d devices are connected", s.devices)
@@ -101,7 +141,7 @@ func (s *show) policyChange(ctx context.Context) (spread, error) {
 	}}); err != nil {
 		return spread{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, spreadTime)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	r := s.reach(ctx, begun,
 		goal{"on record", func(m *member) bool { return m.hasChange(note) }},
@@ -118,15 +158,18 @@ func (s *show) policyChange(ctx context.Context) (spread, error) {
 // denial denies the module's tokens on all devices, and lifts that again.
 func (s *show) denial(ctx context.Context) error {
 	s.say("another configuration denies the module's tokens, and is deleted again")
-	ctx, cancel := context.WithTimeout(ctx, denyTime)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	begun := time.Now()
+	begun, from := time.Now(), beginStretch()
 	rules := []map[string]any{{"module": module.Module, "note": "it is stolen"}}
 	if err := s.configure(ctx, "denial", "deny", rules); err != nil {
 		return err
 	}
 	denied := s.reach(ctx, begun, goal{"denied", func(m *member) bool { return m.denies(ctx) }})
-	s.check(denied.whole() && denied.last() <= denyWithin, "the last device denies after %s", seconds(denied.last()))
+	strain := s.strain.since(from)
+	s.check(denied.whole(), "all devices deny")
+	s.judge(denied.last() <= denyWithin, strain, "the last device denies within %s, it was %s", seconds(denyWithin),
+		seconds(denied.last()))
 	begun = time.Now()
 	if err := s.unconfigure(ctx, "denial"); err != nil {
 		return err
@@ -139,14 +182,16 @@ func (s *show) denial(ctx context.Context) error {
 // reconnection shows the shape in which the devices come back after an outage. Each draws its waits at random, so one
 // fleet in a hundred has a busier sixth than is allowed: two in a row are no chance.
 func (s *show) reconnection(ctx context.Context) (reconnect, error) {
+	from := beginStretch()
 	r, err := s.outage(ctx)
 	if err == nil && ctx.Err() == nil && r.ratio() > peakRatio {
 		fmt.Fprintf(s.out, "\n  more than %.1f times the mean, as by chance in one fleet of a hundred: once more\n",
 			peakRatio)
+		from = beginStretch()
 		r, err = s.outage(ctx)
 	}
 	if err == nil {
-		s.check(r.ratio() <= peakRatio, "the peak is at most %.1f times the mean", peakRatio)
+		s.judge(r.ratio() <= peakRatio, s.strain.since(from), "the peak is at most %.1f times the mean", peakRatio)
 	}
 	return r, err
 }
@@ -156,15 +201,16 @@ func (s *show) outage(ctx context.Context) (reconnect, error) {
 	s.say("the hub is gone, for longer than twice the longest wait of a device, %v", s.cap)
 	s.hub.Stop()
 	wait(ctx, 2*s.cap+s.cap/4)
-	s.check(s.count(connected.is) == 0, "no device is connected")
+	left := s.inTime(ctx, 0, connected.is)
+	s.check(left == 0, "no device is connected")
 	s.allServe(ctx)
 	resumed := time.Now()
 	if err := s.hub.Resume(); err != nil {
 		return reconnect{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, connectTime)
+	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	s.reach(ctx, resumed, connected)
+	s.reach(waiting, resumed, connected)
 	back := s.backSince(resumed)
 	r := reconnectOf(back, s.devices, s.cap)
 	fmt.Fprintf(s.out, "\n%s\n", r.picture(columns/2))

@@ -53,6 +53,7 @@ var mayReadClocks = map[string]string{
 	"systemd/notify.go":                  "a deadline of a connection",
 	"cmd/fleetdemo/fleet.go":             "how long a fleet takes",
 	"cmd/fleetdemo/show.go":              "how long a fleet takes",
+	"cmd/fleetdemo/strain.go":            "whether this process comes late",
 	"cmd/perceptd/e2e/harness/daemon.go": "how long a test waits for an answer",
 	"cmd/perceptd/e2e/harness/engine.go": "how long an engine takes",
 	"docs/modules/go/main.go":            "a module's own clock",
