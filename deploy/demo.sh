@@ -14,6 +14,7 @@ storage=https://storage.azure.com
 daemon=
 back_end=
 building=
+log=
 scratch=
 
 # end stops what runs and removes what was made, however the demo ends.
@@ -29,9 +30,7 @@ end() {
 		echo "the demo failed; perceptd said last:" >&2
 		tail -n 20 "$scratch/perceptd.log" >&2 2>/dev/null || :
 	fi
-	if [ -n "$scratch" ]; then
-		rm -rf "$scratch"
-	fi
+	rm -rf ${log:+"$log"} ${scratch:+"$scratch"}
 	exit "$status"
 }
 trap end EXIT
@@ -164,11 +163,8 @@ if [ -z "${DEMO_DAY:-}" ]; then
 	build
 fi
 PATH=$here/bin:$PATH
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/percept-demo.XXXXXX")
-if [ "${#scratch}" -gt 70 ]; then # the paths of sockets are short
-	rmdir "$scratch"
-	scratch=$(mktemp -d /tmp/percept-demo.XXXXXX)
-fi
+# /tmp by choice: the paths of sockets have to be short, and others may not change what leads to a configuration.
+scratch=$(mktemp -d /tmp/percept-demo.XXXXXX 2>/dev/null) || scratch=$(mktemp -d)
 cd "$scratch"
 mkdir -m 0700 run state
 PERCEPT_SOCKET=$scratch/run/token.sock
