@@ -170,11 +170,11 @@ func TestIdentityNotFound(t *testing.T) {
 			{grants.Request{Identity: "nobody"}, has + `name "nobody"`},
 			{grants.Request{ClientID: guid2}, has + `client_id "` + guid2 + `"`},
 			{grants.Request{ClientID: "vision"},
-				has + `client_id "vision": that is the name of one, and client_id takes its ID`},
+				has + `client_id "vision": that is the name of one, and not its client ID, which is ` + guid1},
 			{grants.Request{ObjectID: "device"},
-				has + `object_id "device": that is the name of one, and object_id takes its ID`},
+				has + `object_id "device": that is the name of one, and not its object ID`},
 			{grants.Request{ResourceID: "x\n"}, has + `resource_id "x\n"`},
-			{grants.Request{Identity: strings.Repeat("x", 1000)}, has + `name "` + strings.Repeat("x", 100) + `"`},
+			{grants.Request{Identity: strings.Repeat("x", 1000)}, has + `name "` + strings.Repeat("x", 100) + `"…`},
 		} {
 			row.ask.Resource = vault
 			_, err := a.Token(t.Context(), grants.Caller{Module: "vision", PID: 1}, agent.Request{Request: row.ask})

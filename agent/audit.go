@@ -5,6 +5,7 @@ import (
 	"container/list"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"go.uber.org/zap"
@@ -29,6 +30,7 @@ const (
 	maxAudited    = 1024 // callers, identities and resources whose first grant is remembered
 	maxLimited    = 256  // callers whose lines are limited separately
 	shownDenials  = 16   // in the status
+	maxReason     = 512  // bytes of a denial's reason
 	firstBurst    = 512  // lines at once for first grants, then twenty a second
 	oftenBurst    = 10   // lines at once for one caller's denials and changes, then one a second
 	allOftenBurst = 50   // lines at once for those of all callers, then five a second
@@ -108,6 +110,10 @@ type denialKey struct {
 type denialEntry struct {
 	denialKey
 	api.Denial
+
+	// caller and request are those of the last time: what would be decided now is told by them.
+	caller  grants.Caller
+	request grants.Request
 }
 
 // audit logs first grants, denials, and callers whose attested identity changed. Its lines and its memory are bounded,
@@ -124,6 +130,7 @@ type audit struct {
 	firsts  *rate.Limiter                // first grants
 	skipped int                          // lines left out since the last one
 	denials []denialEntry                // the latest first
+	lastID  int                          // of a denial
 }
 
 func (a *audit) open(log *zap.Logger, clock tokencache.Clock) {
@@ -184,7 +191,7 @@ func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request, 
 	}
 	a.mu.Lock()
 	a.forgetGrantsLocked(rules, caller, r)
-	why, skipped, write := a.recordDenialLocked(key, caller, refusal.Code, reason)
+	why, skipped, write := a.recordDenialLocked(key, caller, r, refusal.Code, reason)
 	a.mu.Unlock()
 	if !write {
 		return
@@ -198,7 +205,7 @@ func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request, 
 func (a *audit) unattested(caller *grants.Caller, why error) {
 	key := denialKey{access: access{auditKey: auditKeyOf(caller)}, unattested: true}
 	a.mu.Lock()
-	text, skipped, write := a.recordDenialLocked(key, caller, api.CodeUnknownCaller, why.Error)
+	text, skipped, write := a.recordDenialLocked(key, caller, grants.Request{}, api.CodeUnknownCaller, why.Error)
 	a.mu.Unlock()
 	if !write {
 		return
@@ -247,19 +254,23 @@ func (a *audit) mayWriteLocked(key auditKey, first bool) (skipped int, write boo
 // recordDenialLocked puts a denial in front of those that the status shows. It returns the reason that is shown,
 // whether to write a line, and how many lines were left out before it.
 func (a *audit) recordDenialLocked(
-	key denialKey, caller *grants.Caller, code api.Code, reason func() string,
+	key denialKey, caller *grants.Caller, r grants.Request, code api.Code, reason func() string,
 ) (why string, skipped int, write bool) {
-	entry := denialEntry{denialKey: key, Denial: api.Denial{
+	entry := denialEntry{denialKey: key, caller: *caller, request: r, Denial: api.Denial{
 		Code: code, Caller: caller.String(), Identity: key.identity, Resource: truncate(key.resource, grants.MaxResource),
 	}}
 	at := len(a.denials)
 	for i := range a.denials {
 		if a.denials[i].denialKey == key {
-			entry.Count, at = a.denials[i].Count, i
+			entry.Count, entry.ID, at = a.denials[i].Count, a.denials[i].ID, i
 			break
 		}
 	}
-	entry.Reason = truncate(reason(), maxNote)
+	if entry.ID == 0 {
+		a.lastID++
+		entry.ID = a.lastID
+	}
+	entry.Reason = truncate(reason(), maxReason)
 	entry.On = api.Time(a.clock.Wall())
 	entry.Count++
 	switch {
@@ -291,14 +302,10 @@ func (a *audit) evictionLocked(key auditKey) (at int) {
 }
 
 // recentDenials returns the latest denials, the latest first.
-func (a *audit) recentDenials() []api.Denial {
+func (a *audit) recentDenials() []denialEntry {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	all := []api.Denial{}
-	for _, entry := range a.denials {
-		all = append(all, entry.Denial)
-	}
-	return all
+	return slices.Clone(a.denials)
 }
 
 // AuditUnattested records in the audit that a caller could not be attested. caller is what is known of it.

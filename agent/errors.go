@@ -15,8 +15,13 @@ import (
 type Error struct {
 	Code       api.Code
 	Detail     string
-	Choices    []string      // identities to name, with CodeAmbiguous, CodeUnknownIdentity, CodeFaultyGrant
-	RetryAfter time.Duration // when asking again may help; zero: unknown or never
+	Choices    []string           // identities to name, with CodeAmbiguous, CodeUnknownIdentity, CodeFaultyGrant
+	Granted    []*grants.Identity // these identities, where they are those of a request for a token
+	RetryAfter time.Duration      // when asking again may help; zero: unknown or never
+
+	// NearMiss and Suggestion are what helps, with CodeNotGranted; nil: nothing that is known.
+	NearMiss   *grants.NearMiss
+	Suggestion *grants.Suggestion
 
 	rule string // the deny rule that takes the token away, for the audit; with CodeDenied
 

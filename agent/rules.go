@@ -140,7 +140,10 @@ func refusalOf(denial *grants.Denial) *Error {
 	if denial == nil {
 		return nil
 	}
-	return &Error{Code: codeOfDenial[denial.Err], Detail: denial.Detail, Choices: denial.Choices}
+	return &Error{
+		Code: codeOfDenial[denial.Err], Detail: denial.Detail, Choices: denial.Choices, Granted: denial.Granted,
+		NearMiss: denial.NearMiss, Suggestion: denial.Suggestion,
+	}
 }
 
 var codeOfDenial = map[error]api.Code{

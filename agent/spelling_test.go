@@ -32,7 +32,7 @@ func TestSpellings(t *testing.T) {
 			}
 			ask(t, a, module, requestFor(vault))
 		}
-		says := "granted is " + vault + ", and the back end takes another spelling for another resource"
+		says := "grant 1 names " + vault + ", which differs in the slash at the end alone: ask for that one"
 		if _, err := a.Token(t.Context(), module,
 			requestFor(vault+"/")); codeOf(err) != api.CodeNotGranted || !strings.Contains(err.Error(), says) {
 			t.Errorf("a request: %v", err)

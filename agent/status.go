@@ -22,7 +22,7 @@ func (a *Agent) Status() api.Status {
 	rules := a.rules.Load()
 	s := api.Status{
 		Ready: rules.NoRules == "", Identities: a.identities(rules), Tokens: []api.TokenStatus{}, Changes: a.Changes(),
-		Requests: a.Counts(), Denials: a.audit.recentDenials(), Clock: clockStatusOf(a.cache.ClockStatus()),
+		Requests: a.Counts(), Denials: a.recentDenials(rules), Clock: clockStatusOf(a.cache.ClockStatus()),
 	}
 	denied := a.DenyStatus()
 	s.Deny = &denied

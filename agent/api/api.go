@@ -101,6 +101,10 @@ type Problem struct {
 	Code    Code     `json:"code"`
 	Choices []string `json:"choices,omitempty"` // identities to choose from, with CodeAmbiguous and CodeUnknownIdentity
 
+	// NearMiss and Suggestion are what helps, with CodeNotGranted.
+	NearMiss   *NearMiss   `json:"near_miss,omitempty"`
+	Suggestion *Suggestion `json:"suggestion,omitempty"`
+
 	// PolicyChange is what was recorded, or withdrawn, all the same, with CodeNotKept.
 	PolicyChange *PolicyChangeAnswer `json:"policy_change,omitempty"`
 	// DenyRule is what was added, or lifted, all the same, with CodeNotKept.

@@ -10,6 +10,7 @@ type WhoAmI struct {
 	Grants     []Grant     `json:"grants"`             // those that decide over it; none: it gets nothing
 	Refused    string      `json:"refused,omitempty"`  // why it gets nothing, whatever grants decide; or absent
 	Code       Code        `json:"code,omitempty"`     // with Refused, as a request would be told
+	Denials    []Denial    `json:"denials,omitempty"`  // the latest of it that the grants in force deny still
 	Now        time.Time   `json:"now"`
 }
 
@@ -91,6 +92,10 @@ type Decision struct {
 	Grant      *Grant            `json:"grant,omitempty"`    // the one that allows it
 	Considered []ConsideredGrant `json:"considered"`         // every grant that is for such a caller
 	Reason     string            `json:"reason"`
+
+	// NearMiss and Suggestion are what helps where no grant allows it.
+	NearMiss   *NearMiss   `json:"near_miss,omitempty"`
+	Suggestion *Suggestion `json:"suggestion,omitempty"`
 }
 
 // ConsideredGrant is a grant and what became of it.
@@ -109,6 +114,13 @@ type Denial struct {
 	Code     Code      `json:"code,omitempty"`     // as the caller was told
 	Reason   string    `json:"reason"`
 	Count    int       `json:"count"`
+
+	// ID is a number that no other kind of denial has while the daemon runs.
+	ID int `json:"id"`
+	// NearMiss and Suggestion are what helps, by the grants in force now; GrantedNow says that they allow it.
+	NearMiss   *NearMiss   `json:"near_miss,omitempty"`
+	Suggestion *Suggestion `json:"suggestion,omitempty"`
+	GrantedNow bool        `json:"granted_now,omitempty"`
 }
 
 // CallersStatus says how callers are proved.

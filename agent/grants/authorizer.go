@@ -35,13 +35,21 @@ func (g GrantedIdentity) in(all []GrantedIdentity) bool {
 	return slices.ContainsFunc(all, func(other GrantedIdentity) bool { return other.Identity == g.Identity })
 }
 
-// namesOf returns the names of identities, in order.
-func namesOf(granted []GrantedIdentity) []string {
-	var names []string
+// identitiesOf returns the identities that are granted, in the order of their names.
+func identitiesOf(granted []GrantedIdentity) []*Identity {
+	var all []*Identity
 	for _, one := range granted {
-		names = append(names, one.Identity.Name)
+		all = append(all, one.Identity)
 	}
-	slices.Sort(names)
+	slices.SortFunc(all, func(x, y *Identity) int { return strings.Compare(x.Name, y.Name) })
+	return all
+}
+
+func namesOf(identities []*Identity) []string {
+	var names []string
+	for _, one := range identities {
+		names = append(names, one.Name)
+	}
 	return names
 }
 
@@ -226,6 +234,24 @@ func (a *Authorizer) Refs() []Ref {
 	all := make([]Ref, len(a.rules.Grants))
 	for i := range all {
 		all[i] = *a.Ref(i)
+	}
+	return all
+}
+
+// GrantsFor returns the grants that decide about a caller, in the order of the configuration: all that it may have.
+func (a *Authorizer) GrantsFor(caller *Caller) []Ref {
+	var room [4]Subject
+	deciding, by := a.deciding(caller, room[:0])
+	var all []Ref
+	for i := range a.rules.Grants {
+		grant := &a.rules.Grants[i]
+		decides := grant.Unclear.has(by)
+		if grant.Unclear == 0 {
+			decides = slices.Contains(deciding, grant.Caller.Subject())
+		}
+		if decides {
+			all = append(all, *a.Ref(i))
+		}
 	}
 	return all
 }

@@ -1,10 +1,8 @@
 package grants
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -20,51 +18,6 @@ import (
 //   - An idle grant, one with a fault, decides as it would without, and gives nothing. If it is not understood whom it
 //     is for, it decides where no grant of a kind that it may be of is for the caller.
 
-// Request names the token that a caller asks for. It names the identity in at most one of the four ways; in none, the
-// caller's grants choose it.
-type Request struct {
-	Resource string // App ID URI, without a /.default suffix
-
-	Identity   string // by configured name
-	ClientID   string
-	ObjectID   string
-	ResourceID string
-}
-
-// NamesIdentity reports whether r names an identity.
-func (r *Request) NamesIdentity() bool { return r.IdentityText() != "" }
-
-// IdentityText returns how r names an identity; empty: it names none.
-func (r *Request) IdentityText() string {
-	return cmp.Or(r.Identity, r.ClientID, r.ObjectID, r.ResourceID)
-}
-
-// identityField returns the key of an [[identity]] by which r names one.
-func (r *Request) identityField() string {
-	switch {
-	case r.Identity != "":
-		return "name"
-	case r.ClientID != "":
-		return "client_id"
-	case r.ObjectID != "":
-		return "object_id"
-	}
-	return "resource_id"
-}
-
-// Names reports whether r names i. IDs are compared as Azure does, without regard to case.
-func (r *Request) Names(i *Identity) bool {
-	switch {
-	case r.Identity != "":
-		return r.Identity == i.Name
-	case r.ClientID != "":
-		return strings.EqualFold(r.ClientID, i.ClientID)
-	case r.ObjectID != "":
-		return strings.EqualFold(r.ObjectID, i.ObjectID)
-	}
-	return strings.EqualFold(r.ResourceID, i.ResourceID)
-}
-
 // Why a request is denied: one of these is a Denial's Err.
 var (
 	ErrBadResource       = errors.New("the resource is no App ID URI")
@@ -79,6 +32,13 @@ type Denial struct {
 	Err     error    // ErrBadResource, ErrUnknownIdentity, ErrAmbiguousIdentity, ErrNotGranted or ErrFaulty
 	Detail  string   // fit for the caller's eyes; says what to do next
 	Choices []string // identities to name, with ErrUnknownIdentity and ErrAmbiguousIdentity
+
+	// Granted are these identities, in the same order.
+	Granted []*Identity
+
+	// NearMiss and Suggestion are what helps where no grant allows it, with ErrNotGranted; nil: nothing that is known.
+	NearMiss   *NearMiss
+	Suggestion *Suggestion
 }
 
 // SubjectOf returns the first of the subjects whose grants decide about caller; zero if no grant is for it. There are
@@ -131,7 +91,7 @@ func (a *Authorizer) AlternatesFor(caller *Caller, identity *Identity, resource 
 // Authorize returns the identity that a request is for, with the grant that allows it, or why caller may not have it.
 func (a *Authorizer) Authorize(caller *Caller, r Request) (GrantedIdentity, *Denial) {
 	if err := CheckResource(r.Resource); err != nil {
-		return GrantedIdentity{}, &Denial{Err: ErrBadResource, Detail: err.Error()}
+		return GrantedIdentity{}, &Denial{Err: ErrBadResource, Detail: err.Error() + a.wrongSpelling(caller, r)}
 	}
 	granted := a.grantedTo(caller, r.Resource)
 	if r.NamesIdentity() {
@@ -144,19 +104,19 @@ func (a *Authorizer) Authorize(caller *Caller, r Request) (GrantedIdentity, *Den
 	}
 	switch len(granted) {
 	case 0:
-		return GrantedIdentity{}, a.nothingGranted(caller, r.Resource, nil)
+		return GrantedIdentity{}, a.nothingGranted(caller, r, nil)
 	case 1:
 		if grant := a.mayGiveAnother(caller, r.Resource, granted[0].Identity); grant != nil {
 			return GrantedIdentity{}, unclearIdentity(grant, caller, granted)
 		}
 		return granted[0], nil
 	}
-	names := namesOf(granted)
+	choices := identitiesOf(granted)
 	return GrantedIdentity{}, &Denial{
 		Err: ErrAmbiguousIdentity,
 		Detail: fmt.Sprintf("several identities are granted for %s: name one of %s",
-			r.Resource, strings.Join(names, ", ")),
-		Choices: names,
+			r.Resource, strings.Join(namesOf(choices), ", ")),
+		Choices: namesOf(choices), Granted: choices,
 	}
 }
 
@@ -174,54 +134,47 @@ func (a *Authorizer) chooseNamed(caller *Caller, r Request, granted []GrantedIde
 				return one, nil
 			}
 		}
-		return GrantedIdentity{}, a.nothingGranted(caller, r.Resource, identity)
+		return GrantedIdentity{}, a.nothingGranted(caller, r, identity)
 	}
-	return GrantedIdentity{}, &Denial{Err: ErrUnknownIdentity, Detail: a.notFound(r), Choices: namesOf(granted)}
+	choices := identitiesOf(granted)
+	return GrantedIdentity{}, &Denial{
+		Err: ErrUnknownIdentity, Detail: a.notFound(r, choices), Choices: namesOf(choices), Granted: choices,
+	}
 }
 
-// notFound says that no identity is what r names, and whether r gives a name where an ID belongs.
-func (a *Authorizer) notFound(r Request) string {
-	const most = 100 // characters of the caller's own that are repeated
-	asked := r.IdentityText()
-	field := r.identityField()
-	text := fmt.Sprintf("Identity not found: no [[identity]] of the configuration has the %s %.*q", field, most, asked)
-	if field != "name" && a.Named(asked) != nil {
-		text += fmt.Sprintf(": that is the name of one, and %s takes its ID", field)
-	}
-	return text
-}
-
-// nothingGranted says that caller has no token of identity for resource; nil: of any. The reason is an idle grant or
-// module, or that no grant allows it.
-func (a *Authorizer) nothingGranted(caller *Caller, resource string, identity *Identity) *Denial {
+// nothingGranted says that caller has no token of identity for the resource of r; nil: of any. The reason is an idle
+// grant or module, or that no grant allows it.
+func (a *Authorizer) nothingGranted(caller *Caller, r Request, identity *Identity) *Denial {
 	if a.isOfIdleModule(caller) {
 		return idleModule(caller)
 	}
-	if grant := a.mayGive(caller, resource, identity); grant != nil {
+	if grant := a.mayGive(caller, r.Resource, identity); grant != nil {
 		return idleGrant(grant, caller)
 	}
+	return a.notGranted(caller, r, identity)
+}
+
+// notGranted says that no grant allows r, of that identity; nil: of any. It says what helps.
+func (a *Authorizer) notGranted(caller *Caller, r Request, identity *Identity) *Denial {
 	of := ""
 	if identity != nil {
 		of = fmt.Sprintf(" of identity %q", identity.Name)
 	}
-	return &Denial{
-		Err: ErrNotGranted,
-		Detail: fmt.Sprintf("no [[grant]] lets %v have tokens%s for %s%s: an administrator can add one%s",
-			*caller, of, resource, caller.butUser(), a.butAs(caller, resource)),
+	near := a.nearMiss(caller, r, false)
+	d := &Denial{Err: ErrNotGranted, NearMiss: near, Suggestion: a.suggest(caller, r, near)}
+	what := "an administrator can add one"
+	switch {
+	case near != nil:
+		what = near.ForCaller()
+	case UnusualSpelling(r.Resource) != "":
+		what = fmt.Sprintf("Azure's own spelling of that resource is %s: ask for that one, once an administrator has "+
+			"added a grant of it", UnusualSpelling(r.Resource))
+	case d.Suggestion != nil && d.Suggestion.Why != "":
+		what = d.Suggestion.Why
 	}
-}
-
-// butAs adds to a denial that the caller has the resource granted in another spelling, if it has.
-func (a *Authorizer) butAs(caller *Caller, resource string) string {
-	var room [4]Subject
-	subjects, _ := a.deciding(caller, room[:0])
-	for _, subject := range subjects {
-		other := spelling(slices.Sorted(maps.Keys(a.granted[subject])), resource)
-		if other != "" && other != resource {
-			return fmt.Sprintf("; granted is %s, and the back end takes another spelling for another resource", other)
-		}
-	}
-	return ""
+	d.Detail = fmt.Sprintf("no [[grant]] lets %v have tokens%s for %s%s: %s",
+		*caller, of, r.Resource, caller.butUser(), what)
+	return d
 }
 
 // butUser adds to the reason of a denial why a grant for the caller's user or group does not count.
@@ -248,6 +201,9 @@ type Decision struct {
 	Evaluations []Evaluation // every grant that is for the caller, in the order of the configuration
 	Reason      string       // in a sentence
 	Denial      *Denial      // what the caller is answered; nil when allowed
+
+	// NearMiss is Denial's, or that of a grant that is for others: for administrators.
+	NearMiss *NearMiss
 }
 
 // Decide returns what Authorize decides, with its reasons.
@@ -257,7 +213,8 @@ func (a *Authorizer) Decide(caller *Caller, r Request) Decision {
 	if denial != nil {
 		d.Denial, d.Reason = denial, denial.Detail
 		if denial.Err == ErrNotGranted {
-			d.Reason = whyNot(caller, r, d.Evaluations)
+			d.NearMiss = a.nearMiss(caller, r, true)
+			d.Reason = whyNot(caller, r, d.Evaluations, d.NearMiss)
 		}
 		return d
 	}
@@ -309,8 +266,10 @@ func (e *Evaluation) role(deciding kind, resource string) string {
 	case !e.Decides:
 		return fmt.Sprintf("does not count: a grant by %v is more specific and decides alone", deciding)
 	case !slices.Contains(e.Resources, resource):
-		if other := spelling(e.Resources, resource); other != "" {
-			return "decides, and names " + other + ", which the back end takes for another resource"
+		for _, other := range e.Resources {
+			if len(partsOf(resource).differences(partsOf(other))) > 0 {
+				return "decides, and names " + other + ", which the back end takes for another resource"
+			}
 		}
 		return "decides, and does not name this resource"
 	case !e.Allows:
@@ -319,14 +278,21 @@ func (e *Evaluation) role(deciding kind, resource string) string {
 	return "decides, and allows it"
 }
 
-// WhyNot says why no grant allows a request.
+// WhyNot says why no grant allows a request, for administrators.
 func (a *Authorizer) WhyNot(caller *Caller, r Request) string {
-	return whyNot(caller, r, a.evaluations(caller, r))
+	return whyNot(caller, r, a.evaluations(caller, r), a.nearMiss(caller, r, true))
 }
 
-func whyNot(caller *Caller, r Request, evaluations []Evaluation) string {
+func whyNot(caller *Caller, r Request, evaluations []Evaluation, near *NearMiss) string {
+	butAs := ""
+	switch {
+	case near != nil && near.Decides:
+		return fmt.Sprintf("no grant lets %v have tokens for %s: %s", *caller, r.Resource, near.ForAdministrator())
+	case near != nil:
+		butAs = "; " + near.ForAdministrator()
+	}
 	if len(evaluations) == 0 {
-		return fmt.Sprintf("no grant is for %v%s: what is not granted is denied", *caller, caller.butUser())
+		return fmt.Sprintf("no grant is for %v%s: what is not granted is denied%s", *caller, caller.butUser(), butAs)
 	}
 	var deciding []string
 	var broader *Evaluation
@@ -347,16 +313,5 @@ func whyNot(caller *Caller, r Request, evaluations []Evaluation) string {
 		why += fmt.Sprintf("; %v for %v would allow it, but it is less specific and does not count",
 			&broader.Ref, broader.Caller)
 	}
-	return why
-}
-
-// GrantsFor returns the grants that decide about a caller, in the order of the configuration: all that it may have.
-func (a *Authorizer) GrantsFor(caller *Caller) []Ref {
-	var all []Ref
-	for _, e := range a.evaluations(caller, Request{}) {
-		if e.Decides {
-			all = append(all, e.Ref)
-		}
-	}
-	return all
+	return why + butAs
 }

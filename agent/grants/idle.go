@@ -82,7 +82,8 @@ func idleGrant(grant *Ref, caller *Caller) *Denial {
 // unclearIdentity denies a request that names no identity, since an idle grant may be for another one than granted.
 func unclearIdentity(grant *Ref, caller *Caller, granted []GrantedIdentity) *Denial {
 	denial := idleGrant(grant, caller)
-	denial.Choices = namesOf(granted)
+	denial.Granted = identitiesOf(granted)
+	denial.Choices = namesOf(denial.Granted)
 	denial.Detail += fmt.Sprintf("; it may be for another identity than %q: a request that names that is answered",
 		granted[0].Identity.Name)
 	return denial

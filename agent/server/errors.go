@@ -13,19 +13,23 @@ import (
 
 	"perceptd/agent"
 	"perceptd/agent/api"
+	"perceptd/agent/grants"
 )
 
 // apiError is why a request gets no answer of status 200.
 type apiError struct {
 	status     int
 	code       api.Code
-	detail     string        // says what to do next; fit for the caller's eyes
-	choices    []string      // identities to name
-	retryAfter time.Duration // with status 503 and 429; zero: not known
-	allow      string        // with status 405: the methods that the path answers
-	sdkCode    string        // the SDK forms' "error" where it is not the status's usual one
-	counted    bool          // the agent has counted the request already
-	again      bool          // the next request on the connection can prove the caller
+	detail     string             // says what to do next; fit for the caller's eyes
+	choices    []string           // identities to name
+	granted    []*grants.Identity // the same, where they are those of a request for a token
+	nearMiss   *grants.NearMiss   // with code not_granted
+	suggestion *grants.Suggestion // with code not_granted
+	retryAfter time.Duration      // with status 503 and 429; zero: not known
+	allow      string             // with status 405: the methods that the path answers
+	sdkCode    string             // the SDK forms' "error" where it is not the status's usual one
+	counted    bool               // the agent has counted the request already
+	again      bool               // the next request on the connection can prove the caller
 
 	// What was done all the same; nil: nothing was.
 	change *api.PolicyChangeAnswer
@@ -52,6 +56,7 @@ func errorOf(err error) *apiError {
 		if status, known := api.StatusOf[why.Code]; known {
 			return &apiError{
 				status: status, code: why.Code, detail: why.Detail, choices: why.Choices, retryAfter: why.RetryAfter,
+				granted: why.Granted, nearMiss: why.NearMiss, suggestion: why.Suggestion,
 			}
 		}
 	case errors.Is(err, context.Canceled):
@@ -101,6 +106,9 @@ func (e *apiError) problem() []byte {
 		Code:    e.code,
 		Choices: e.choices,
 
+		NearMiss:   agent.NearMissOf(e.nearMiss, true),
+		Suggestion: agent.SuggestionOf(e.suggestion, true),
+
 		PolicyChange: e.change,
 		DenyRule:     e.rule,
 	})
@@ -117,8 +125,8 @@ type sdkError struct {
 }
 
 // sdkError renders f for the two SDK forms.
-func (e *apiError) sdkError(correlationID string) []byte {
-	text := e.sdkText()
+func (e *apiError) sdkError(shape form, correlationID string) []byte {
+	text := e.sdkText(shape)
 	return encode(sdkError{
 		Error:         e.sdkErrorCode(),
 		Description:   text,
@@ -132,18 +140,44 @@ func (e *apiError) sdkError(correlationID string) []byte {
 // notFoundText is what IMDS says of an identity that it does not know; az looks for it.
 const notFoundText = "Identity not found"
 
-func (e *apiError) sdkText() string {
+func (e *apiError) sdkText(shape form) string {
 	switch e.code {
 	case api.CodeAmbiguous:
 		// The first part is what IMDS says.
 		return "Multiple user assigned identities exist, please specify the clientId / resourceId of the identity" +
-			" in the token request. Granted are: " + strings.Join(e.choices, ", ")
-	case api.CodeUnknownIdentity, api.CodeIdentityNotFound:
+			" in the token request. Granted are: " + sendable(e.granted, shape)
+	case api.CodeUnknownIdentity:
+		if len(e.granted) == 0 {
+			return e.detail + "; no identity is granted to this caller for that resource"
+		}
+		return e.detail + "; this caller may send " + sendable(e.granted, shape)
+	case api.CodeFaultyGrant:
+		if len(e.granted) > 0 {
+			return e.detail + "; this caller may send " + sendable(e.granted, shape)
+		}
+	case api.CodeIdentityNotFound:
 		if !strings.HasPrefix(e.detail, notFoundText) {
 			return notFoundText + ": " + e.detail
 		}
+	case api.CodeNotGranted:
+		return e.detail + suggestionText(agent.SuggestionOf(e.suggestion, true))
 	}
 	return e.detail
+}
+
+// suggestionText says in a part of a sentence what an administrator can do so that the caller gets what it asked for.
+func suggestionText(s *api.Suggestion) string {
+	const longest = 1 << 10 // bytes of a command that people copy from an error's text
+	switch {
+	case s == nil:
+		return ""
+	case len(s.Command) > longest:
+		return "; if it should: perceptctl doctor, on the device, has the grant to add"
+	case s.AddTo != nil:
+		return fmt.Sprintf("; if it should: add the resource to %v and run perceptctl reload, or run sudo %s",
+			s.AddTo, s.Command)
+	}
+	return "; if it should: sudo " + s.Command
 }
 
 func (e *apiError) sdkErrorCode() string {

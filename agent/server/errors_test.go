@@ -33,7 +33,7 @@ func TestEveryReasonInEveryShape(t *testing.T) {
 		{"unknown identity", vault, "client_id=nobody", "nobody", fetchDay, 400, api.CodeUnknownIdentity,
 			"invalid_request", "Identity not found", ""},
 		{"ambiguous identity", twoChoices, "", "", fetchDay, 400, api.CodeAmbiguous, "invalid_request",
-			"camera, vision", ""},
+			"identities", ""},
 		{"not granted", "https://not.granted", "", "", fetchDay, 403, api.CodeNotGranted, "access_denied", "[[grant]]",
 			""},
 		{"not granted by name", vault, "client_id=00000000-0000-0000-0000-000000000002", "camera", fetchDay, 403,
@@ -95,11 +95,12 @@ func TestUnknownIdentityBeginsAsAzureSaysIt(t *testing.T) {
 		err  apiError
 		want string
 	}{
-		{apiError{code: api.CodeUnknownIdentity, detail: "Identity not found: really"}, "Identity not found: really"},
+		{apiError{code: api.CodeUnknownIdentity, detail: "Identity not found: really"},
+			"Identity not found: really; no identity is granted to this caller for that resource"},
 		{apiError{code: api.CodeIdentityNotFound, detail: "no such"}, "Identity not found: no such"},
 		{apiError{code: api.CodeRefused, detail: "no such"}, "no such"},
 	} {
-		if got := test.err.sdkText(); got != test.want {
+		if got := test.err.sdkText(formIMDS); got != test.want {
 			t.Errorf("got %q, want %q", got, test.want)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/agent/attest"
 	"perceptd/agent/grants"
@@ -41,6 +42,7 @@ func (s *Server) whoAmI(req *request) *apiError {
 		}
 		answer.Grants = append(answer.Grants, grant)
 	}
+	answer.Denials = s.Agent.DenialsOf(req.caller)
 	req.body = encode(answer)
 	return nil
 }
@@ -137,6 +139,10 @@ func (s *Server) checkGrants(req *request) *apiError {
 	}
 	if refusal != nil {
 		answer.Code = refusal.Code
+	}
+	answer.NearMiss = agent.NearMissOf(d.NearMiss, false)
+	if d.Denial != nil {
+		answer.Suggestion = agent.SuggestionOf(d.Denial.Suggestion, false)
 	}
 	if d.Grant != nil {
 		g := grantOf(d.Grant)

@@ -184,7 +184,7 @@ func (h *handler) refuse(w http.ResponseWriter, req *request, shape form, e *api
 	}
 	correlationID := newCorrelationID()
 	h.server.logRefusal(e, correlationID)
-	write(w, e.status, jsonContent, e.sdkError(correlationID))
+	write(w, e.status, jsonContent, e.sdkError(shape, correlationID))
 }
 
 // drainForRetry reads what there is of a request and reports whether the next one on its connection proves the caller.

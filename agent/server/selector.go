@@ -3,6 +3,8 @@ package server
 import (
 	"fmt"
 	"strings"
+
+	"perceptd/agent/grants"
 )
 
 // isSelector reports whether a parameter of the SDK forms names the identity.
@@ -29,7 +31,7 @@ func checkSlip(p parameter, minVersion string) *apiError {
 		meant = "mi_res_id" // as App Service calls it
 	}
 	return badRequest(fmt.Sprintf("query parameter %s is not known here: "+
-		"send %s, or leave it out for the identity that is granted", quoted(p.name), meant))
+		"send %s, or leave it out for the identity that is granted", grants.Quoted(p.name), meant))
 }
 
 // plainSelectors are the names of selectors in lower case and without separators, as people and other interfaces of
@@ -82,13 +84,4 @@ func isOneSlipAway(a, b string) bool {
 		a, b = a[:len(a)-1], b[:len(b)-1]
 	}
 	return len(a) <= 1 && len(b) <= 1 || len(a) == 2 && len(b) == 2 && a[0] == b[1] && a[1] == b[0]
-}
-
-// quoted repeats what a caller sent, with its escapes visible and no longer than people read.
-func quoted(text string) string {
-	const most = 100
-	if runes := []rune(text); len(runes) > most {
-		return fmt.Sprintf("%q", string(runes[:most])) + "…"
-	}
-	return fmt.Sprintf("%q", text)
 }

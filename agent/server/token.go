@@ -120,7 +120,7 @@ func readV1(q *query) (request agent.Request, asked string, e *apiError) {
 // unknownV1 refuses a parameter that is not among those known of our own form. In it a configured name is all that
 // names an identity.
 func unknownV1(name, known string) *apiError {
-	detail := fmt.Sprintf("query parameter %s is not known here: %s are", quoted(name), known)
+	detail := fmt.Sprintf("query parameter %s is not known here: %s are", grants.Quoted(name), known)
 	if isSelector(name) || selectorMeant(name) != "" {
 		detail += "; the identity is named as the configuration does: identity=NAME"
 	}
@@ -291,7 +291,9 @@ func isDate(s string) bool {
 }
 
 func (r sdkRequest) request() agent.Request {
-	request := agent.Request{Request: grants.Request{Resource: r.resource}, MinTTL: sdkLife}
+	request := agent.Request{
+		Request: grants.Request{Resource: r.resource, Parameter: r.selector.name}, MinTTL: sdkLife,
+	}
 	switch r.selector.name {
 	case "client_id":
 		request.ClientID = r.selector.value

@@ -414,14 +414,20 @@ func examineDenials(status api.Status) (all []finding) {
 		is += fmt.Sprintf(", %s: %s", plural(d.Count, "time", "times"), d.Reason)
 		next := ""
 		switch {
+		case d.GrantedNow:
+			is += "; granted since"
+		case d.NearMiss != nil && d.Suggestion == nil:
+			next = "have the caller ask for " + d.NearMiss.Spelling
 		case d.Code == api.CodeDenied && !isStillDenied(status.Deny, d):
 			is += "; lifted since"
 		case d.Code == api.CodeDenied:
 			next = "perceptctl deny tells who lifts the rule"
 		case d.Code == api.CodeFaultyGrant:
 			next = "mend it, then: sudo perceptctl reload"
+		case d.Suggestion != nil:
+			next = mend(d)
 		case d.Resource != "":
-			next = "if it should have it, add a [[grant]]; perceptctl grants check tells what would be decided"
+			next = "perceptctl grants check tells what would be decided"
 		}
 		all = append(all, finding{note, "denied", is, next})
 	}

@@ -200,6 +200,9 @@ func refusalHint(err *client.Error) string {
 		}
 		return "name one with --identity: " + choices
 	case api.CodeNotGranted:
+		if err.NearMiss != nil {
+			return "" // the detail says what to do
+		}
 		return "perceptctl status lists the identities; grants are in /etc/percept/config.toml"
 	case api.CodeFaultyGrant, api.CodeNoConfiguration:
 		return "sudo perceptd --check, on the device, names every fault of the configuration; once it is mended: " +

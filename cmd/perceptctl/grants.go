@@ -3,9 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"perceptd/agent/api"
-	"perceptd/agent/client"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -31,7 +28,7 @@ others do, and gives nothing: its place and its fault stand behind.`,
 		RunE: a.verb(func(ctx context.Context) error { return a.grants(ctx, asJSON) }),
 	}
 	command.Flags().BoolVar(&asJSON, "json", false, "print perceptd's whole answer")
-	command.AddCommand(a.grantsCheckCommand())
+	command.AddCommand(a.grantsCheckCommand(), a.grantsAddCommand())
 	return command
 }
 
@@ -138,14 +135,6 @@ func (s screen) grantsDenied(answer api.Grants) string {
 	return text
 }
 
-// callerQuery is a caller, and what it would ask for.
-type callerQuery struct {
-	caller             client.Subject
-	user               string // name or number
-	groups             []string
-	resource, identity string
-}
-
 func (a *app) grantsCheckCommand() *cobra.Command {
 	var c callerQuery
 	var asJSON bool
@@ -206,66 +195,6 @@ func (a *app) checkGrants(ctx context.Context, c *callerQuery, asJSON bool) erro
 	return err
 }
 
-// resolve turns the names of a user and a group into their numbers, which is what the kernel knows.
-func (c *callerQuery) resolve() error {
-	var faults []error
-	if c.user != "" {
-		uid, err := idOf(c.user, func(name string) (string, error) {
-			account, err := user.Lookup(name)
-			if err != nil {
-				return "", fmt.Errorf("user %q is not known on this device", name)
-			}
-			if len(c.groups) == 0 {
-				c.groups = groupsOf(account)
-			}
-			return account.Uid, nil
-		})
-		c.caller.UID = &uid
-		faults = append(faults, err)
-	}
-	for i, name := range c.groups {
-		gid, err := idOf(name, func(name string) (string, error) {
-			group, err := user.LookupGroup(name)
-			if err != nil {
-				return "", fmt.Errorf("group %q is not known on this device", name)
-			}
-			return group.Gid, nil
-		})
-		if i == 0 {
-			c.caller.GID = &gid
-		} else {
-			c.caller.Groups = append(c.caller.Groups, gid)
-		}
-		faults = append(faults, err)
-	}
-	return errors.Join(faults...)
-}
-
-// groupsOf lists the numbers of the groups that processes of an account have, its own first.
-func groupsOf(account *user.User) []string {
-	all := []string{account.Gid}
-	others, _ := account.GroupIds() // then its own is all that is known
-	for _, gid := range others {
-		if gid != account.Gid {
-			all = append(all, gid)
-		}
-	}
-	return all
-}
-
-// idOf returns text as a number, or the number of what is named so.
-func idOf(text string, lookUp func(string) (string, error)) (uint32, error) {
-	if n, err := strconv.ParseUint(text, 10, 32); err == nil {
-		return uint32(n), nil
-	}
-	found, err := lookUp(text)
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseUint(found, 10, 32)
-	return uint32(n), err
-}
-
 // understood is what is understood of a grant, which may be nothing of a faulty one.
 func understood(text string) string { return cmp.Or(text, "(not understood)") }
 
@@ -279,6 +208,9 @@ func (s screen) decision(d api.Decision) string {
 		text += "\n" + s.Paragraph("", fmt.Sprintf("grant %d%s, %s: identity %s for %s", c.Number, placeOf(c.Grant),
 			c.Caller, understood(c.Identity), understood(strings.Join(c.Resources, ", "))), term.Plain)
 		text += s.Paragraph(term.Gap, c.Why, term.Faint)
+	}
+	if d.Suggestion != nil {
+		text += "\n" + term.Clean("to allow it: sudo "+d.Suggestion.Command) + "\n" // in one line, to be copied
 	}
 	return text
 }

@@ -134,7 +134,7 @@ func transcribe(ts *testscript.TestScript, neg bool, args []string) {
 		environ = append(environ, name+"="+ts.Getenv(name))
 	}
 	daemon := ts.Value(daemonKey{}).(*fakeDaemon)
-	code := run(daemon.ctx, args, strings.NewReader(""), &stdout, &stderr, environ)
+	code := run(daemon.ctx, args, strings.NewReader(ts.Getenv("STDIN")), &stdout, &stderr, environ)
 	daemon.code = code
 	_, _ = ts.Stdout().Write(stdout.Bytes())
 	_, _ = ts.Stderr().Write(stderr.Bytes())
@@ -172,7 +172,7 @@ func checkCode(ts *testscript.TestScript, _ bool, args []string) {
 func setAnswer(ts *testscript.TestScript, _ bool, args []string) {
 	status, err := strconv.Atoi(args[1])
 	ts.Check(err)
-	body := strings.ReplaceAll(ts.ReadFile(args[2]), "$TOKEN", canary)
+	body := strings.NewReplacer("$TOKEN", canary, "WORK/", ts.Getenv("WORK")+"/").Replace(ts.ReadFile(args[2]))
 	ts.Value(daemonKey{}).(*fakeDaemon).answer(args[0],
 		fakeAnswer{status: status, body: body, retryAfter: strings.Join(args[3:], "")})
 }

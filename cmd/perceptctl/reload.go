@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"perceptd/agent/api"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -27,7 +28,11 @@ func (a *app) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s := a.screen(a.stdout)
+	return a.print(a.screen(a.stdout).reloaded(answer))
+}
+
+// reloaded says what a reload changed.
+func (s screen) reloaded(answer api.ReloadResponse) string {
 	text := ""
 	if len(answer.Changes) == 0 {
 		text = "read again, nothing changed\n"
@@ -38,5 +43,5 @@ func (a *app) reload(ctx context.Context) error {
 	for _, what := range answer.Warnings {
 		text += s.Paragraph("warning: ", what, term.Warning)
 	}
-	return a.print(text)
+	return text
 }

@@ -1,11 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -82,7 +82,7 @@ func (a *app) token(ctx context.Context, request client.TokenRequest, asJSON, sh
 	defer cancel()
 	token, err := a.client.Token(ctx, request)
 	if err != nil {
-		return a.withMissingGrant(ctx, err, request)
+		return a.withMissingGrant(err)
 	}
 	if !tokenText.MatchString(token.AccessToken) {
 		return errors.New("perceptd's answer has no token, but text that no token has: nothing of it is printed")
@@ -108,50 +108,43 @@ func shortened(token string) string {
 	return fmt.Sprintf("%s… (%d characters)", token[:min(shown, len(token)/4)], len(token))
 }
 
-// withMissingGrant adds to a denial the grant that would lift it, for the caller as perceptd sees it: in a container
-// this process's own uid would name another user of the device.
-func (a *app) withMissingGrant(ctx context.Context, err error, request client.TokenRequest) error {
+// withMissingGrant adds to a denial the grant that would lift it, as perceptd suggests it.
+func (a *app) withMissingGrant(err error) error {
 	var refusal *client.Error
-	if !errors.As(err, &refusal) || refusal.Code != api.CodeNotGranted {
-		return err
+	if !errors.As(err, &refusal) || refusal.Code != api.CodeNotGranted || refusal.NearMiss != nil {
+		return err // the detail says what to do
 	}
-	ctx, cancel := a.withTimeout(ctx)
-	defer cancel()
-	caller := ""
-	if who, err := a.client.WhoAmI(ctx); err == nil && who.Proved {
-		caller = grantable(who.Caller)
-	}
-	if caller == "" {
+	if refusal.Suggestion == nil {
 		return &hintedError{err,
 			"perceptctl whoami tells how perceptd sees this process, and so whether a grant can be for it"}
 	}
-	const hint = `if it should be allowed, add this to /etc/percept/config.toml and run perceptctl reload:
-  [[grant]]
-  caller    = %s
-  identity  = %q
-  resources = [%q]`
-	return &hintedError{err, fmt.Sprintf(hint, caller, cmp.Or(request.Identity, "NAME"), request.Resource)}
+	return &hintedError{err, suggestionHint(*refusal.Suggestion)}
 }
 
-// grantable returns the caller of a grant that would be for c, as a configuration has it; empty: none would.
-func grantable(c api.Caller) string {
-	switch {
-	case c.Module != "":
-		return fmt.Sprintf("{ module = %q }", c.Module)
-	case c.Container != nil && len(c.Container.RepoDigests) > 0:
-		return fmt.Sprintf("{ container_image = %q }", c.Container.RepoDigests[0])
-	case c.Container != nil && c.Container.Digest != "":
-		return fmt.Sprintf("{ container_image = %q }", c.Container.Digest)
-	case c.Container != nil:
-		return ""
-	case c.Unit != "":
-		return fmt.Sprintf("{ unit = %q }", c.Unit)
-	case c.Nested:
-		return "" // its user says nothing
-	case c.User != "":
-		return fmt.Sprintf("{ user = %q }", c.User)
-	case c.UID != nil:
-		return fmt.Sprintf("{ uid = %d }", *c.UID)
+// mend says how an administrator gives a caller what it was denied, with a command that is short enough to be copied.
+func mend(d api.Denial) string {
+	text := "if it should have it: "
+	if d.Suggestion.AddTo != nil {
+		text += fmt.Sprintf("add the resource to %v and run perceptctl reload, or ", d.Suggestion.AddTo)
 	}
-	return ""
+	return fmt.Sprintf("%ssudo perceptctl grants add --from-denial %d", text, d.ID)
+}
+
+// suggestionHint says how an administrator gives a caller what it was denied.
+func suggestionHint(s api.Suggestion) string {
+	hint := "if it should be allowed, on the device: "
+	if s.AddTo != nil {
+		hint += "add the resource to " + term.Clean(s.AddTo.String()) + " and run perceptctl reload, or\n"
+	}
+	return hint + "sudo " + term.Clean(s.Command) + "\nwhich adds this grant:\n" +
+		strings.TrimSuffix(linesOf(s.TOML, term.Gap), "\n")
+}
+
+// linesOf returns a text's lines as they are, each behind a lead.
+func linesOf(text, lead string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString(strings.TrimRight(lead+term.Clean(strings.TrimSuffix(line, "\n")), " ") + "\n")
+	}
+	return b.String()
 }

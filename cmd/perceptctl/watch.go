@@ -64,8 +64,7 @@ func (a *app) watchToken(ctx context.Context, request client.WatchRequest, asJSO
 		case err != nil && watching.Err() != nil:
 			return &client.UnreachableError{Socket: a.client.TokenSocketPath(), Err: context.DeadlineExceeded}
 		case err != nil:
-			return a.withMissingGrant(ctx, err, client.TokenRequest{Resource: request.Resource,
-				Identity: request.Identity})
+			return a.withMissingGrant(err)
 		}
 		overdue.Stop()
 		if err := a.printEvent(s, event, asJSON); err != nil {

@@ -79,13 +79,31 @@ func (s screen) whoami(w api.WhoAmI) string {
 	for _, fact := range factsOf(w.Caller) {
 		text += s.fact(fact)
 	}
-	if len(w.Grants) == 0 {
-		return text
+	return text + s.whoamiGrants(w.Grants) + s.whoamiDenials(w.Denials)
+}
+
+// whoamiDenials says what the caller was lately denied, and what to do about it.
+func (s screen) whoamiDenials(denials []api.Denial) string {
+	text := ""
+	for _, d := range denials {
+		text += "\n" + s.Paragraph("denied  ", fmt.Sprintf("%s, %s: %s", d.Resource, plural(d.Count, "time", "times"),
+			d.Reason), term.Bad)
+		if d.Suggestion != nil {
+			text += s.Paragraph("        ", mend(d), term.Plain)
+		}
+	}
+	return text
+}
+
+// whoamiGrants lists the grants that decide over a caller.
+func (s screen) whoamiGrants(all []api.Grant) string {
+	if len(all) == 0 {
+		return ""
 	}
 	columns := []term.Column{{Title: "GRANTED TO", Shrinks: true}, {Title: "IDENTITY", Shrinks: true},
 		{Title: "RESOURCE", Shrinks: true}, {Title: ""}}
 	var rows []term.Row
-	for _, g := range w.Grants {
+	for _, g := range all {
 		resources := g.Resources
 		if len(resources) == 0 {
 			resources = []string{""} // of a faulty one they may not be understood
@@ -102,7 +120,7 @@ func (s screen) whoami(w api.WhoAmI) string {
 				{Text: mark, Style: term.Bad}}})
 		}
 	}
-	return text + "\n" + s.Table(columns, rows) + s.faultyGrants(w.Grants)
+	return "\n" + s.Table(columns, rows) + s.faultyGrants(all)
 }
 
 type fact struct{ name, text string }

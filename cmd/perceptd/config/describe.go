@@ -42,6 +42,9 @@ func (c Config) Describe() string {
 	for _, warning := range append(c.Rules.UselessAlternates(), c.Warnings...) {
 		fmt.Fprintf(&b, "warning: %s\n", warning)
 	}
+	for _, note := range c.Rules.SpellingNotes() {
+		fmt.Fprintf(&b, "note: %s\n", note)
+	}
 	fmt.Fprintf(&b, "SDKs are told a life of at most %v\n", c.Rules.SDKLifeOrDefault())
 	if c.Rules.WithholdLost {
 		b.WriteString("when the record of policy changes is lost, tokens from before are withheld\n")

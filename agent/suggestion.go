@@ -1,0 +1,85 @@
+package agent
+
+import (
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"perceptd/agent/api"
+	"perceptd/agent/grants"
+)
+
+// maxSuggested bounds what a suggestion repeats of the configuration, in bytes.
+const maxSuggested = 4 << 10
+
+// SuggestionOf returns a suggestion for people and programs; nil: there is nothing to suggest. Callers are not told in
+// which folder the configuration is.
+func SuggestionOf(s *grants.Suggestion, toCaller bool) *api.Suggestion {
+	if s == nil || s.Why != "" {
+		return nil
+	}
+	suggestion := &api.Suggestion{Repeats: s.Repeats}
+	if s.AddTo != nil {
+		suggestion.AddTo = &api.GrantPlace{Number: s.AddTo.Index + 1, Place: placeFor(s.AddTo.Place, toCaller)}
+	}
+	var parts []string
+	for _, grant := range s.Grants {
+		g := api.NewGrant{Caller: grantCallerOf(grant.Caller), Identity: grant.Identity, Resources: grant.Resources}
+		suggestion.Grants = append(suggestion.Grants, g)
+		parts = append(parts, g.TOML())
+	}
+	suggestion.TOML = strings.Join(parts, "\n")
+	if len(suggestion.TOML) > maxSuggested {
+		return nil
+	}
+	suggestion.Command = "perceptctl grants add --from-denial"
+	if len(s.Grants) == 1 {
+		suggestion.Command = suggestion.Grants[0].Command()
+	}
+	return suggestion
+}
+
+// NearMissOf returns a near miss for people and programs; nil: there is none. Callers are not told in which folder the
+// configuration is, and n is of a grant that decides about them.
+func NearMissOf(n *grants.NearMiss, toCaller bool) *api.NearMiss {
+	if n == nil {
+		return nil
+	}
+	near := &api.NearMiss{
+		Grant: n.Index + 1, Place: placeFor(n.Place, toCaller), Caller: n.Caller.String(), Spelling: n.Spelling,
+		Differs: n.Differs, Usual: n.Usual, Advice: n.ForAdministrator(),
+	}
+	if toCaller {
+		near.Advice = n.ForCaller()
+	}
+	return near
+}
+
+func placeFor(place string, toCaller bool) string {
+	if toCaller && place != "" {
+		return filepath.Base(place)
+	}
+	return place
+}
+
+// grantCallerOf returns whom a grant is for as the configuration names it: users and groups by name, where they have
+// one on this device.
+func grantCallerOf(m grants.Match) api.GrantCaller {
+	c := api.GrantCaller{Module: m.Module, Unit: m.Unit, Image: m.Image, User: m.User, Group: m.Group}
+	switch {
+	case m.UID != nil && m.User == "":
+		if account, err := user.LookupId(strconv.FormatUint(uint64(*m.UID), 10)); err == nil {
+			c.User = account.Username
+		} else {
+			c.UID = m.UID
+		}
+	case m.GID != nil && m.Group == "":
+		if group, err := user.LookupGroupId(strconv.FormatUint(uint64(*m.GID), 10)); err == nil {
+			c.Group = group.Name
+		} else {
+			c.GID = m.GID
+		}
+	}
+	return c
+}
