@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -19,8 +17,6 @@ const (
 	MessageUnreadRecord = "a8e3b7054c2f4d19b6d07c51f2e98a36" // it cannot be read now
 	MessageRecordRead   = "d51b9c2e7f6840a3915e0b84c6a27f3d" // it was read after all
 )
-
-const readAgainSoonest, readAgainLatest = time.Second, time.Minute
 
 // applyLostEffect changes the placeholders on record to what new rules want.
 func (a *Agent) applyLostEffect(rules Rules) {
@@ -106,55 +102,6 @@ func (a *Agent) recordUnread(rules Rules, u *deferredRecovery, why error) {
 	}
 }
 
-// retryPauses is the pauses between tries to read something again in the background.
-type retryPauses struct {
-	clock tokencache.Clock
-	loop  sync.WaitGroup
-	end   chan struct{} // closed by close
-
-	mu      sync.Mutex    // protects what follows
-	hurried chan struct{} // closed by the next hurry
-}
-
-func (r *retryPauses) open(clock tokencache.Clock) {
-	r.clock, r.end, r.hurried = clock, make(chan struct{}), make(chan struct{})
-}
-
-// hurry ends the pause: the cause may have been mended.
-func (r *retryPauses) hurry() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	close(r.hurried)
-	r.hurried = make(chan struct{})
-}
-
-// pause waits for so long, or for at least a second until hurry is called. False: r is closed.
-func (r *retryPauses) pause(wait time.Duration) bool {
-	r.mu.Lock()
-	hurried := r.hurried
-	r.mu.Unlock()
-	soonest := min(wait, readAgainSoonest)
-	return r.sleep(soonest, nil) && r.sleep(wait-soonest, hurried)
-}
-
-// sleep waits for so long, or until cut is closed.
-func (r *retryPauses) sleep(wait time.Duration, cut <-chan struct{}) bool {
-	fired, stop := r.clock.Timer(wait)
-	defer stop()
-	select {
-	case <-fired:
-	case <-cut:
-	case <-r.end:
-		return false
-	}
-	return true
-}
-
-func (r *retryPauses) close() {
-	close(r.end)
-	r.loop.Wait()
-}
-
 // readAgain tries to read the record and the tokens until both are read or the agent is closed.
 func (a *Agent) readAgain(u *deferredRecovery) {
 	for wait := readAgainSoonest; u.load != nil || u.tokens != nil; wait = min(2*wait, readAgainLatest) {
@@ -202,6 +149,9 @@ func (a *Agent) takeTokensUnsaved(u *deferredRecovery) bool {
 	}
 	late := (&Options{Copies: copies}).recordCopies()
 	a.takeCopies(u, late)
+	if slices.ContainsFunc(copies, func(m tokencache.Snapshot) bool { return m.DenyRules }) {
+		a.missDenyRules()
+	}
 	rules := a.rules.Load()
 	for _, m := range ours {
 		a.cache.Restore(rules.allowed(m))

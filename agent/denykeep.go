@@ -124,6 +124,7 @@ func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger
 	d.accounts.open(clock)
 	var isJoined bool
 	d.record, isJoined = kept.begin(api.Time(clock.Wall()))
+	d.none = d.record.Lineage == ""
 	d.saver.what = "the record of deny rules"
 	d.saver.now = func() deny.Record {
 		d.mu.Lock()
@@ -155,8 +156,7 @@ func (d *denyRules) open(kept DenyStore, clock tokencache.Clock, log *zap.Logger
 		logForks(log)
 	}
 	if d.record.Lost != "" {
-		log.Error("which tokens are denied is not known, and none is handed out", zap.String("why", d.record.Lost),
-			zap.String("message_id", MessageDenyRulesLost))
+		logLostDenyRules(log, d.record)
 	}
 }
 
@@ -223,14 +223,42 @@ func (a *Agent) takeDenyRules() bool {
 	a.changed()
 	switch {
 	case after.Lost != "":
-		a.log.Error("which tokens are denied is not known, and none is handed out", zap.String("why", after.Lost),
-			zap.String("message_id", MessageDenyRulesLost))
+		logLostDenyRules(a.log, after)
 	case a.logMissing(before, after):
 	default:
 		a.log.Info("the record of deny rules was read after all, and is in force", zap.Int("rules", len(after.Rules)),
 			zap.String("message_id", MessageDenyRulesRead))
 	}
 	return true
+}
+
+// missDenyRules puts in force that the record is lost, where the start found none and kept tokens that were read late
+// note that there was one. What was set meanwhile stays; what a full read of the twin has ended meanwhile stays ended.
+func (a *Agent) missDenyRules() {
+	d := &a.deny
+	d.mu.Lock()
+	isMissed := d.none
+	before := d.record
+	if d.none = false; isMissed {
+		d.record.Unread = d.twinHub == ""
+		a.enforceLocked(d.joined(nil, errGone, api.Time(a.clock.Wall())))
+	}
+	after := d.record
+	d.mu.Unlock()
+	if !isMissed {
+		return
+	}
+	a.cache.Wake()
+	d.handOverNow(a.log)
+	d.saver.renew()
+	if !a.logMissing(before, after) {
+		logLostDenyRules(a.log, after)
+	}
+}
+
+func logLostDenyRules(log *zap.Logger, record deny.Record) {
+	log.Error("which tokens are denied is not known, and none is handed out", zap.String("why", record.Lost),
+		zap.String("message_id", MessageDenyRulesLost))
 }
 
 // joinOtherDenyRules puts in force also what is in a folder that took the place of the one that was read, as one that is

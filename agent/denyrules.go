@@ -28,6 +28,7 @@ type denyRules struct {
 
 	mu      sync.Mutex      // one change of rules at a time: deny rules, or a reload; protects what follows
 	record  deny.Record     // what is in force
+	none    bool            // the start found no record anywhere, and nothing has shown since that there was one
 	users   accountsVersion // by which users were looked up last for a request
 	twinHub string          // this device's identity at the hub whose twin was read last since the start
 	hub     string          // this device's identity at the hub now; empty: it has none, or it is not known

@@ -10,9 +10,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap/zaptest/observer"
+
 	"perceptd/agent"
 	"perceptd/agent/api"
 	"perceptd/tokencache"
+	"perceptd/tokencache/tokencachetest"
 )
 
 // tokenFor returns what a is asked for resource; a token that it does not have is an error.
@@ -131,4 +134,85 @@ func TestKeyThatNeverComes(t *testing.T) {
 			}
 		})
 	})
+}
+
+// Kept tokens that come with a late key, and note that there were deny rules, have none handed out where the start
+// found no record of them: nobody knows what they denied. Where the start found one, that counts.
+func TestDenyRulesNotedByTokensThatComeLate(t *testing.T) {
+	t.Parallel()
+	set := func(a *agent.Agent) error {
+		_, err := a.Deny("uid 0", api.DenySide{Origin: api.DenyLocal}, denyModule("speech"))
+		return err
+	}
+	for name, row := range map[string]struct {
+		noted, there bool
+		meanwhile    func(a *agent.Agent) error
+		lost         bool
+	}{
+		"nothing noted":            {lost: false},
+		"noted":                    {noted: true, lost: true},
+		"noted and there":          {noted: true, there: true, lost: false},
+		"a rule was set meanwhile": {noted: true, lost: true, meanwhile: set},
+		"the twin was read meanwhile": {noted: true, lost: false, meanwhile: func(a *agent.Agent) error {
+			return a.SetTwinDeny(thisHub, nil, 1)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				disk := new(denyDisk)
+				if row.there {
+					disk.boot(t, false, func(a *agent.Agent, _ *observer.ObservedLogs) {
+						if err := set(a); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				away := true
+				a, err := agent.New(agent.Options{
+					Fetch: new(tokencachetest.Source).Fetch, Rules: edge(), Deny: disk.store(),
+					UnreadTokens: errKeyAway,
+					LoadTokens: func() (all []tokencache.Snapshot, _ []*tokencache.Snapshot, err error) {
+						if away {
+							return nil, nil, errKeyAway
+						}
+						return []tokencache.Snapshot{{DenyRules: row.noted}}, nil, nil
+					},
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer a.Close()
+				if _, err := a.Token(t.Context(), module, agent.Request{}); codeOf(err) == api.CodeDenyRulesLost {
+					t.Errorf("a key that is away costs tokens: %v", err)
+				}
+				if row.meanwhile != nil {
+					if err := row.meanwhile(a); err != nil {
+						t.Fatal(err)
+					}
+				}
+				away = false
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				_, err = a.Token(t.Context(), module, agent.Request{})
+				lost := codeOf(err) == api.CodeDenyRulesLost
+				if lost != row.lost || (a.DenyStatus().Lost != "") != lost {
+					t.Errorf("%v, %+v", err, a.DenyStatus())
+				}
+				rules := len(a.DenyStatus().Rules)
+				if isSet := row.there || strings.HasPrefix(name, "a rule"); (rules == 1) != isSet {
+					t.Errorf("%d rules", rules)
+				}
+				if row.lost {
+					if err := a.ForgetLostDenyRules("uid 0"); err != nil {
+						t.Error(err)
+					}
+					_, err := a.Token(t.Context(), module, agent.Request{})
+					if codeOf(err) == api.CodeDenyRulesLost {
+						t.Errorf("root has given it up: %v", err)
+					}
+				}
+			})
+		})
+	}
 }

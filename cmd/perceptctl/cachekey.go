@@ -229,10 +229,22 @@ func (a *app) writeCacheKey(ctx context.Context, path string, m keyOptions) (wit
 	}
 	sealed, err := a.seal(ctx, secret, m.with)
 	if err != nil {
-		return "", &hintedError{fmt.Errorf("the key cannot be sealed: %w", err),
-			"it takes root, and for tpm2 a TPM: systemd-creds has-tpm2 tells; --with host or --with file needs none"}
+		return "", &hintedError{fmt.Errorf("the key cannot be sealed: %w", err), unsealableHint(err)}
 	}
 	return sealOf(sealed), needsRoot(writeAtomically(path, sealed, 0o600, -1))
+}
+
+// unsealableHint says what to do where no key can be sealed.
+func unsealableHint(err error) string {
+	const other = "--with host or --with file needs none"
+	failed, known := errors.AsType[*programError](err)
+	if known {
+		fault, passes := sealFaultIn(failed.stderr)
+		if passes && !fault.final && fault != notHere && fault != noLibrary {
+			return fault.why + ": wait, and make it again; " + other
+		}
+	}
+	return "it takes root, and for tpm2 a TPM: systemd-creds has-tpm2 tells; " + other
 }
 
 func groupID(name string) (int, error) {

@@ -255,6 +255,9 @@ func (s *state) ours(m *tokencache.Snapshot) bool {
 func (s *state) loadAgain(kind string) (all []tokencache.Snapshot, ours []*tokencache.Snapshot, err error) {
 	all, err = s.tokens.LoadAgain()
 	for i := range all {
+		if all[i].DenyRules { // also for the start after this
+			s.record.NoteDenyRules()
+		}
 		if s.ours(&all[i]) {
 			ours = append(ours, s.real(&all[i], kind))
 		}
