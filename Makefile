@@ -42,6 +42,7 @@ build: ## Static bin/perceptd and bin/perceptctl
 	@mkdir -p bin
 	$(BUILD) -o bin/ ./cmd/perceptd ./cmd/perceptctl
 	@touch bin/perceptd bin/perceptctl
+	@$(GIT) rev-parse HEAD >bin/commit 2>/dev/null || rm -f bin/commit
 
 demo: ## The 24 hours of a token in half a minute, on a simulated back end: a policy change, a denial, an outage
 	@MAKE='$(MAKE)' deploy/demo.sh

@@ -54,6 +54,10 @@ why_build() {
 			return
 		fi
 	done
+	here=$(git -c safe.directory="$PWD" rev-parse HEAD 2>/dev/null || :) # where git is, and can be asked
+	if [ -n "$here" ] && [ -e bin/commit ] && [ "$here" != "$(cat bin/commit)" ]; then
+		echo "bin/ is of another commit than the repository"
+	fi
 }
 
 build() {

@@ -83,6 +83,11 @@ func TestSystemInstall(t *testing.T) {
 		}
 		past := later.Add(-time.Hour)
 		harness.Must(t, os.Chtimes(main, past, past))
+		dev.record(t, "documents alone")
+		out, err = m.make(t, "install")
+		if err == nil || !strings.Contains(out, "bin/ is of another commit than the repository, and root has no Go") {
+			t.Errorf("%v\n%s", err, out)
+		}
 	})
 	t.Run("upgrades", func(t *testing.T) {
 		pid := m.pid(t)
@@ -227,10 +232,16 @@ func (d *developer) must(t *testing.T, command ...string) string {
 // build makes a version of the developer's and builds it.
 func (d *developer) build(t *testing.T, version string) {
 	t.Helper()
-	d.must(t, "git", "-c", "user.name=d", "-c", "user.email=d@localhost", "commit", "--quiet", "--allow-empty", "-m",
-		version)
+	d.record(t, version)
 	d.must(t, "git", "tag", version)
 	d.must(t, "make", "build")
+}
+
+// record makes a commit.
+func (d *developer) record(t *testing.T, message string) {
+	t.Helper()
+	d.must(t, "git", "-c", "user.name=d", "-c", "user.email=d@localhost", "commit", "--quiet", "--allow-empty", "-m",
+		message)
 }
 
 func (d *developer) commit(t *testing.T) string {
