@@ -169,6 +169,8 @@ func testKeyOfTheTPM(t *testing.T, m *machine, tpm *tpm) {
 		}
 		wants(t, strings.Join(strings.Fields(out), " "), "opened no: the TPM does not know the key",
 			"next perceptctl cache-key make --replace")
+		wants(t, strings.Join(strings.Fields(m.doctor(t)), " "),
+			"FAIL key of kept tokens: the TPM does not know the key", "next: perceptctl cache-key make --replace")
 	}
 	t.Run("by a TPM", func(t *testing.T) {
 		remake(t, "first")

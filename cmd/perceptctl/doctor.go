@@ -111,6 +111,7 @@ func (a *app) examine(ctx context.Context) []finding {
 	all = append(all, examineCallers(status)...)
 	all = append(all, examineClock(status.Clock, keeper))
 	all = append(all, examineKept(status.Kept)...)
+	all = append(all, a.examineKey(ctx, status.Kept)...)
 	all = append(all, examineHub(hubNow(status), status.Hub, status.Deny)...)
 	all = append(all, examineDeny(status.Now, status.Deny, status.Hub)...)
 	all = append(all, examineTokens(status)...)
@@ -370,6 +371,21 @@ func examineKept(k api.KeptStatus) []finding {
 		f.Next = `before the disk is copied, remove what docs/security.md names under "Images and copies"`
 	}
 	return []finding{f}
+}
+
+// examineKey says why the key of kept tokens cannot be opened, of which perceptd knows only that it was not.
+func (a *app) examineKey(ctx context.Context, k api.KeptStatus) []finding {
+	if k.Reboot {
+		return nil
+	}
+	asked, cancel := context.WithTimeout(ctx, a.probeTimeout())
+	defer cancel()
+	unit := a.unit(asked, cacheKeyUnit)
+	why, next, said := strings.Cut(unit.text, statusNext)
+	if unit.active != "failed" || !said {
+		return nil
+	}
+	return []finding{{fail, "key of kept tokens", why, next}}
 }
 
 func examineTokens(status api.Status) (all []finding) {
