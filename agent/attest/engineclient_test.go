@@ -215,8 +215,12 @@ func FuzzEngineAnswer(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	podmans, err := json.Marshal(podmanAnswer(idA, canary, splitA, canary, 2))
+	if err != nil {
+		f.Fatal(err)
+	}
 	for _, seed := range []string{
-		string(about), `{"Id":"` + canary + `"}`, `{"State":{"Pid":1e99}}`,
+		string(about), string(podmans), `{"Id":"` + canary + `"}`, `{"State":{"Pid":1e99}}`,
 		`{"State":{"StartedAt":"` + canary + `"},"Config":{},"HostConfig":{}}`,
 		`{"RepoDigests":["` + canary + `"]}`, `{"RepoDigests":[7]}`, `[[[`, `null`, canary,
 	} {

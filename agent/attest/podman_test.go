@@ -66,7 +66,24 @@ func TestPodmanContainers(t *testing.T) {
 	})
 }
 
-// Whoever makes a cgroup with a container's ID in its path, or has its name, is not that container.
+// The version that Podman names becomes part of a path.
+func TestVersionsOfPodman(t *testing.T) {
+	t.Parallel()
+	for version, known := range map[string]bool{
+		"3.0.0": true, "4.3.1": true, "5.4.2": true, "5.5.0-dev": true, "5.6.0-rc1": true,
+		"5": false, "5.4": false, "5.4.2/../..": false, "5.4.2 x": false, "v5.4.2": false, "5.4.2-": false,
+	} {
+		e := newFakeEngine(t)
+		e.become(version)
+		client, err := dialEngine(context.Background(), e.path, newTrustedOwners(true))
+		if (err == nil) != known || known && client.libpod != version {
+			t.Errorf("%s: %+v, %v", version, client, err)
+		}
+	}
+}
+
+// A process that makes a cgroup with a container's ID in its path is not that container, and neither is another
+// container of its name.
 func TestAttackPodmanContainers(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, o Options) {
