@@ -213,8 +213,8 @@ func (u unitState) crashText() string {
 		plural(u.restarts, "restart", "restarts"))
 }
 
-// exitConfig is perceptd's exit status for a wrong configuration (EX_CONFIG).
-const exitConfig = 78
+// exitFaults is how perceptd --check ends where it finds a fault.
+const exitFaults = 1
 
 // examineConfig goes by how perceptd --check ended; nil: it is not here.
 func examineConfig(output string, err error) *finding {
@@ -225,7 +225,7 @@ func examineConfig(output string, err error) *finding {
 		return nil
 	case err == nil:
 		return &finding{Verdict: pass, What: what, Is: "perceptd --check finds no fault"}
-	case errors.As(err, &ended) && ended.ExitCode() == exitConfig:
+	case errors.As(err, &ended) && ended.ExitCode() == exitFaults:
 		return &finding{fail, what, output, "correct it: perceptd --check shows every fault"}
 	case errors.Is(err, context.Canceled):
 		return &finding{note, what, "it was not checked: interrupted", ""}

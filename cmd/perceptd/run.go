@@ -148,20 +148,3 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	return exitOK
 }
-
-// check says what the configuration allows, or why it is not usable, and for whom that was judged where it is not this
-// process's user.
-func check(path string, stdout, stderr io.Writer) int {
-	conf, judgedFor, err := config.Check(path)
-	by, judged := "", ""
-	if judgedFor != "" {
-		by = fmt.Sprintf(" by user %s, whom perceptd.service runs as", judgedFor)
-		judged = fmt.Sprintf("checked for user %s, whom perceptd.service runs as\n", judgedFor)
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "perceptd: the configuration is not usable%s:\n%v\n", by, err)
-		return exitConfig
-	}
-	fmt.Fprint(stdout, conf.Describe(), judged)
-	return exitOK
-}

@@ -2,28 +2,40 @@ package config
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 )
 
-// Check is Load for whom the daemon runs as, who is named: where root asks and the service has a user, that user,
-// who may be able to read less than root, and is in other groups. Empty: this process's user. It also reads what
-// [iothub] names, which the daemon does when it connects; a credential is the service's alone, and worth a warning.
-func Check(path string) (c Config, judgedFor string, err error) {
-	from := processFiles()
+// Checked is what a start would find.
+type Checked struct {
+	Reading
+	Config    Config // what would be in force of the files that were read
+	JudgedFor string // the user for whom files were judged; empty: this process's
+	Connected error  // why what [iothub] names cannot be used; nil: it can, as far as this process knows
+}
+
+// Check reads the configuration for whom the daemon runs as: where root asks and the service has a user, for that user,
+// who may be able to read less than root, and is in other groups. It also reads what [iothub] names, which the daemon
+// does when it connects; a credential is the service's alone, and worth a warning.
+func Check(path string) Checked {
+	c, from := Checked{}, processFiles()
 	if service := serviceReader(); os.Geteuid() == 0 && service != nil {
-		judgedFor, from = service.name, files{self: int(service.uid), reader: service}
-		c, err = loadTrusted(path, &trust{reader: service}, otherMemberOf)
+		c.JudgedFor, from = service.name, files{self: int(service.uid), reader: service}
+		c.Reading = readTrustedFiles(path, &trust{reader: service}, otherMemberOf)
 	} else {
-		c, err = Load(path)
+		c.Reading = Read(path)
 	}
-	if err != nil {
-		return c, judgedFor, err
-	}
-	known, unknown := c.IoTHub.withoutCredentials(os.Getenv(credentialsVariable))
-	c.Warnings = append(c.Warnings, unknown...)
+	c.Config = c.Reading.Config()
+	known, unknown := c.Config.IoTHub.withoutCredentials(os.Getenv(credentialsVariable))
+	c.Config.Warnings = append(c.Config.Warnings, unknown...)
 	if err := known.checkFiles(context.Background(), from); err != nil {
-		return c, judgedFor, fmt.Errorf("[iothub]: %w", err)
+		c.Connected = fmt.Errorf("[iothub]: %w", err)
 	}
-	return c, judgedFor, nil
+	return c
+}
+
+// Fault names everything for which a reload would refuse the configuration; nil: it would not.
+func (c Checked) Fault() error {
+	return errors.Join(c.Reading.faultWith(c.Config), c.Connected)
 }

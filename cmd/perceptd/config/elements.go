@@ -263,12 +263,12 @@ func (e *elements) settleRules() {
 	for _, err := range unwrap(e.Rules.Validate()) {
 		rule, known := errors.AsType[*grants.RuleError](err)
 		if !known {
-			e.faults.add(e.last, "configuration", err.Error())
+			e.faults.addFault(fault{place: e.last, element: "configuration", text: err.Error(), isOfAll: true})
 			continue
 		}
 		for _, index := range append([]int{rule.Index}, rule.With...) {
 			place, element := e.ruleAt(rule.Kind, index)
-			e.faults.add(place, element, rule.Detail)
+			e.faults.addFault(fault{place: place, element: element, text: rule.Detail, isOfAll: true})
 		}
 	}
 	e.addFurther()
@@ -308,7 +308,7 @@ func (e *elements) addFurther() {
 		case len(rule.With) > 0 || rule.IsMild || !e.faults.has(element):
 		case rule.Kind == "grant" && rule.Detail == fmt.Sprint(all.Grants[rule.Index].Caller.Check()):
 		default:
-			e.faults.add(place, element, rule.Detail)
+			e.faults.addFault(fault{place: place, element: element, text: rule.Detail, isOfAll: true})
 		}
 	}
 }

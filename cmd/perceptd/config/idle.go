@@ -33,10 +33,14 @@ func (all faults) has(element string) bool {
 	return slices.ContainsFunc(all, func(f fault) bool { return f.element == element })
 }
 
-// err names every fault in a line of its own; nil: there is none.
-func (all faults) err() error {
+// err names every fault in a line of its own; nil: there is none. Without isWhole some files were not read: then the
+// faults that may come of that are left out.
+func (all faults) err(isWhole bool) error {
 	var lines []error
 	for _, f := range all {
+		if f.isOfAll && !isWhole {
+			continue
+		}
 		if f.isBare {
 			f.text = f.element + ": " + f.text
 		}

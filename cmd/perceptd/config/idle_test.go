@@ -279,7 +279,7 @@ func FuzzReading(f *testing.F) {
 			return
 		}
 		c := Reading{Files: []File{file}}.Config()
-		strict := c.faults.err()
+		strict := c.faults.err(true)
 		if (len(c.Idle) > 0) != (strict != nil) {
 			t.Errorf("idle %v, refused for %v", c.Idle, strict)
 		}
@@ -300,6 +300,19 @@ func FuzzReading(f *testing.F) {
 			t.Error("nothing to say of a configuration without a fault")
 		}
 	})
+}
+
+// What is nested deeply costs no more than its length.
+func TestDeepNesting(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		strings.Repeat("a.", 2000) + "a = 1\n", "a = " + strings.Repeat("[", 2000) + strings.Repeat("]", 2000),
+	} {
+		w, err := parse(File{"f", []byte(text)})
+		if err != nil || len(w.places) > 100 {
+			t.Errorf("%d places, %v", len(w.places), err)
+		}
+	}
 }
 
 // Each place is that of its key in the file, whatever stands before it.

@@ -67,7 +67,7 @@ const lastHeader = separator + separator
 // last table that a key leads into.
 func (w *written) note(table string, key unstable.Iterator) (path string) {
 	path = table
-	for key.Next() {
+	for key.Next() && !isDeep(path) {
 		if n := w.tables[path]; n > 0 {
 			path = below(path, strconv.Itoa(n-1))
 		}
@@ -92,7 +92,7 @@ func (w *written) notePair(table string, pair *unstable.Node) {
 // noteInside notes what is in a value.
 func (w *written) noteInside(path string, value *unstable.Node) {
 	i := 0
-	for parts := value.Children(); parts.Next(); {
+	for parts := value.Children(); parts.Next() && !isDeep(path); {
 		switch part := parts.Node(); {
 		case part.Kind == unstable.Comment:
 		case value.Kind == unstable.InlineTable:
@@ -122,6 +122,13 @@ func (w *written) place(path string) string {
 		path = path[:max(strings.LastIndex(path, separator), 0)]
 	}
 	return w.name
+}
+
+// isDeep reports whether what is below a path is so deep that no table of a configuration has it: it counts as being
+// where the path is, since each place has the whole path.
+func isDeep(path string) bool {
+	const deepest = 8
+	return strings.Count(path, separator) >= deepest
 }
 
 // separator is between the keys of a path.

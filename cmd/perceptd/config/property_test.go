@@ -246,7 +246,7 @@ func TestOneBrokenElement(t *testing.T) {
 		if !isTOML || len(broken.faults) == 0 {
 			return // the last configuration goes on; or it is another one without a fault
 		}
-		if len(broken.Idle) == 0 || broken.faults.err() == nil {
+		if len(broken.Idle) == 0 || broken.faults.err(true) == nil {
 			t.Fatalf("nothing is idle: %v\n%s", broken.faults, text)
 		}
 		now, was := grants.NewAuthorizer(broken.Rules.Rules), grants.NewAuthorizer(whole.Rules.Rules)

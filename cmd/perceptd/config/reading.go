@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"perceptd/agent/grants"
@@ -44,7 +45,7 @@ func Load(path string) (Config, error) { return loadTrusted(path, ownFiles(), me
 func loadTrusted(path string, by *trust, in func(gid uint32, all []grants.Grant) string) (Config, error) {
 	r := readTrustedFiles(path, by, in)
 	c := r.Config()
-	if err := errors.Join(r.fault(), c.faults.err()); err != nil {
+	if err := r.faultWith(c); err != nil {
 		return Config{}, err
 	}
 	return c, nil
@@ -73,7 +74,7 @@ func readTrustedFiles(path string, by *trust, in func(gid uint32, all []grants.G
 			_, err = parse(File{file, text})
 		}
 		if err != nil {
-			r.Faults = append(r.Faults, err)
+			r.addFault(err)
 			continue
 		}
 		r.Files = append(r.Files, File{file, text})
@@ -83,11 +84,26 @@ func readTrustedFiles(path string, by *trust, in func(gid uint32, all []grants.G
 	return r
 }
 
+// addFault notes a fault, which a folder gives each file in it.
+func (r *Reading) addFault(err error) {
+	same := func(other error) bool { return other.Error() == err.Error() }
+	if !slices.ContainsFunc(r.Faults, same) {
+		r.Faults = append(r.Faults, err)
+	}
+}
+
+// faultWith is every fault of r, whose files say c, and of its elements; nil: there is none.
+func (r Reading) faultWith(c Config) error {
+	err := r.fault()
+	return errors.Join(err, c.faults.err(err == nil))
+}
+
 // fault is every reason why r is not the whole configuration; nil: it is.
 func (r Reading) fault() error {
 	all := r.Faults
 	if r.Missing {
-		all = append([]error{fmt.Errorf("%s: %w: write one, README.md shows a first one", r.path, errNotThere)}, all...)
+		all = append([]error{fmt.Errorf("%s: %w: write one, as /usr/share/perceptd/config.example.toml shows it; "+
+			"perceptd --check --config %s finds its faults", r.path, errNotThere, r.path)}, all...)
 	}
 	return errors.Join(all...)
 }

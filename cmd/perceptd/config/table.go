@@ -31,7 +31,8 @@ type table struct {
 type fault struct {
 	place, element, text string
 
-	isBare bool // the text does not say of which element
+	isBare  bool // the text does not say of which element
+	isOfAll bool // it is of what all files say, so that one that is not read may be the reason
 }
 
 // tablesOf returns the tables of a kind. What does not have the form of such a table is one with a fault.
