@@ -156,6 +156,7 @@ func New(o Options) (*Agent, error) {
 	}
 	a.changeSaver.renew()
 	a.cache.SetAlternates(o.Rules.OtherNames())
+	a.cache.SetAlternatesUnknown(o.Rules.AnyAlternate)
 	a.cache.Retain(compiled.keeps)
 	a.rereading.open(a.clock)
 	a.snapshotSaver.open(o.Persistence, a.cache.Snapshot, a.clock, o.Log, a.changed)

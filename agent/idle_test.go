@@ -210,6 +210,12 @@ func TestRevocationByIdleAlternate(t *testing.T) {
 				if _, err := a.Token(t.Context(), module, requestFor(storage)); codeOf(err) != api.CodeRevoked {
 					t.Errorf("%v", err)
 				}
+				if _, err := a.Apply(edge()); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := a.Token(t.Context(), module, requestFor(storage)); err != nil {
+					t.Errorf("once it is mended, and names no alternate: %v", err)
+				}
 			})
 		})
 	}

@@ -25,6 +25,7 @@ func (a *Agent) Apply(rules Rules) ([]string, error) {
 	before := a.putInForce(compiled)
 	a.cache.SetPropagationDelay(rules.Spread)
 	a.cache.SetAlternates(rules.OtherNames())
+	a.cache.SetAlternatesUnknown(rules.AnyAlternate)
 	a.applyLostEffect(rules)
 	a.cache.Retain(compiled.keeps)
 	if _, err := a.prefetch(compiled); err != nil {

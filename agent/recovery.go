@@ -250,7 +250,7 @@ func (r Rules) touches(p tokencache.PolicyChange, key tokencache.Key) bool {
 
 // aboutAll reports whether p is about all that o is about.
 func (r Rules) aboutAll(p, o tokencache.PolicyChange) bool {
-	if tokencache.GoesBy(r.OtherNames(), o.Resource, p.Resource) {
+	if r.AnyAlternate || tokencache.GoesBy(r.OtherNames(), o.Resource, p.Resource) {
 		o.Resource = p.Resource
 	}
 	return p.AboutAll(o)

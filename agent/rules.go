@@ -158,7 +158,9 @@ var codeOfDenial = map[error]api.Code{
 func (s *ruleset) unknownIdentity(name string) *Error {
 	var names []string
 	for _, identity := range s.Identities {
-		names = append(names, identity.Name)
+		if identity.Fault == "" {
+			names = append(names, identity.Name)
+		}
 	}
 	slices.Sort(names)
 	return &Error{

@@ -101,6 +101,7 @@ type Cache struct {
 	generation       uint64 // of changes: see Record
 	propagationDelay time.Duration
 	alternates       map[string][]string // canonical names of a resource, by each of them: see together
+	anyName          bool                // not all alternates are known
 	rollovers        history             // of all keys: they share a back end
 	learnedVersion   uint64              // how often what was learned from rollovers became void; from 1 on
 	principals       map[Selector]*principals

@@ -17,6 +17,7 @@ type entry struct {
 	key       Key
 	canonical string   // of the resource, as it is compared
 	goesBy    []string // canonical names of its resource; nil: canonical alone
+	anyName   bool     // its resource may go by any other name as well
 	prefetch  bool
 	asked     bootTime // of the last Get
 	used      uint64   // rank of the last Get among all, for eviction

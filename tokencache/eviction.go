@@ -33,7 +33,7 @@ func (c *Cache) addLocked(key Key) *entry {
 		schedule: schedule{next: never, confirm: never, probedSince: never, softFetchAfter: longAgo},
 		backOff:  keyBackOff{until: longAgo, callers: longAgo},
 	}
-	e.goesBy = c.alternates[e.canonical]
+	e.goesBy, e.anyName = c.alternates[e.canonical], c.anyName
 	for _, r := range c.rollovers {
 		if r.of == key { // it was here before
 			e.rollovers.add(r, keyHistory)

@@ -92,8 +92,8 @@ const (
 	// but people may still want to read about it.
 	recordAfter = 25 * time.Hour
 
-	// postponedBeyond is how long after the spreading of a change a token must be issued to be known as current, since its
-	// times are whole seconds.
+	// postponedBeyond is how long after the spreading of a change a token must be issued to be known as current, since
+	// its times are whole seconds.
 	postponedBeyond = 5 * time.Second
 
 	// futureTolerance is how far ahead of a trusted clock a change may be dated, since two clocks always differ.
@@ -258,7 +258,8 @@ func (c *Cache) Changes() []RecordedChange {
 	return all
 }
 
-// describeAll returns the policy changes on record in their order, without counts, and the judgements of the valid tokens.
+// describeAll returns the policy changes on record in their order, without counts, and the judgements of the valid
+// tokens.
 func (c *Cache) describeAll() (all []RecordedChange, held []judgement) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -407,6 +408,21 @@ func (c *Cache) SetAlternates(alternates map[string][]string) {
 	c.alternates = together(alternates)
 	for _, e := range c.entries {
 		e.goesBy = c.alternates[e.canonical]
+	}
+	c.rejudgeLocked(c.now())
+}
+
+// SetAlternatesUnknown says whether there may be other alternates than SetAlternates names. While there may, a policy
+// change for one resource is about every other as well.
+func (c *Cache) SetAlternatesUnknown(unknown bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.anyName == unknown {
+		return
+	}
+	c.anyName = unknown
+	for _, e := range c.entries {
+		e.anyName = unknown
 	}
 	c.rejudgeLocked(c.now())
 }

@@ -60,7 +60,7 @@ func (ch *change) touches(e *entry) bool {
 	if !ch.AllIdentities && ch.Selector != e.key.Selector {
 		return false
 	}
-	return ch.Resource == "" || ch.canonical == e.canonical || slices.Contains(e.goesBy, ch.canonical)
+	return ch.Resource == "" || ch.canonical == e.canonical || e.anyName || slices.Contains(e.goesBy, ch.canonical)
 }
 
 // judgeLocked judges e's token by every change on record. The judgement holds until the token, the record, or what is

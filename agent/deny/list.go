@@ -12,8 +12,8 @@ import (
 // Names say what the names in rules mean on this device.
 type Names struct {
 	Rules grants.Rules // the identities, the grants, and the resources' other names
-	// LookupUser returns the uid of a user. It returns false where there is no such user, and an error where that cannot
-	// be found out.
+	// LookupUser returns the uid of a user. It returns false where there is no such user, and an error where that
+	// cannot be found out.
 	LookupUser func(name string) (uid uint32, found bool, err error)
 }
 
@@ -33,6 +33,7 @@ type standing struct {
 	anyUser  bool     // who that user is cannot be found out: it may be any
 	selector string   // of the identity, to be compared
 	names    []string // canonical forms of all that goes by the resource's name, where it has other names
+	anyName  bool     // whatever resource it names, each other may go by that name
 
 	idle string // why it matches nothing; empty: it may match
 }
@@ -66,7 +67,7 @@ func (n Names) compile(rule Rule) standing {
 		}
 	}
 	if rule.Resource != "" {
-		s.names = n.spellings(grants.TrimScope(rule.Resource))
+		s.names, s.anyName = n.spellings(grants.TrimScope(rule.Resource)), n.Rules.AnyAlternate
 	}
 	if s.idle == "" {
 		s.idle = n.whyIdle(rule, s.names)
@@ -127,8 +128,8 @@ func (n Names) whyIdle(rule Rule, resources []string) string {
 // IoT Edge: its name is known when it asks.
 func mayBeOfModule(m grants.Match, module string) bool { return m.Module == module || m.Image != "" }
 
-// mayBeOfUnit reports whether a caller that m matches may be of that unit: not where m names another, or an image, since
-// a container is of none.
+// mayBeOfUnit reports whether a caller that m matches may be of that unit: not where m names another, or an image,
+// since a container is of none.
 func mayBeOfUnit(m grants.Match, unit string) bool {
 	return m.Image == "" && (m.Unit == "" || m.Unit == grants.UnitName(unit))
 }
@@ -184,9 +185,9 @@ func (l *List) DeniesAll(identity *grants.Identity, resource string) *Rule {
 	return nil
 }
 
-// OfGrant returns the IDs of the rules that take a token of identity for resource away from callers that a grant is for,
-// in the order of the rules. All reports whether one of them takes it from each of these callers; else it depends on what
-// the grant does not say: which user runs the unit, or which module runs the image.
+// OfGrant returns the IDs of the rules that take a token of identity for resource away from callers that a grant is
+// for, in the order of the rules. All reports whether one of them takes it from each of these callers; else it depends
+// on what the grant does not say: which user runs the unit, or which module runs the image.
 func (l *List) OfGrant(of grants.Match, identity *grants.Identity, resource string) (ids []string, all bool) {
 	if l == nil {
 		return nil, false
@@ -225,11 +226,12 @@ func (s *standing) matchesToken(identity *grants.Identity, resource string) bool
 	if s.rule.Identity != "" && identity.Name != s.rule.Identity && selectorOf(*identity) != s.selector {
 		return false
 	}
-	return s.rule.IsForResource(resource, s.names)
+	return s.anyName || s.rule.IsForResource(resource, s.names)
 }
 
 // matchesCaller reports whether c may be one that the rule names. What is not known of a caller may be what the rule
-// names: on the loopback listener all but what its secret is for. A module is known by its socket, and is no unit there.
+// names: on the loopback listener all but what its secret is for. A module is known by its socket, and is no unit
+// there.
 //
 // A user is who the kernel says runs the process, wherever it runs: a unit of that user, a container without an own
 // user namespace, a rootless one. It is more than a grant by user matches.

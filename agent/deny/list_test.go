@@ -80,6 +80,10 @@ func TestRulesWhileTheConfigurationIsFaulty(t *testing.T) {
 		if Compile(record(Target{Resource: storage}), faulty).Denies(&module, &vision, blob) == nil {
 			t.Errorf("alternates %s: not denied by the other name", name)
 		}
+		byAny := Compile(record(Target{Resource: "api://alternate"}), faulty).Denies(&module, &vision, blob) != nil
+		if byAny != faulty.Rules.AnyAlternate {
+			t.Errorf("alternates %s: denied by a name that nothing has: %v", name, byAny)
+		}
 	}
 }
 

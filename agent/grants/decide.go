@@ -138,7 +138,8 @@ func (a *Authorizer) chooseNamed(caller *Caller, r Request, granted []GrantedIde
 	}
 	choices := identitiesOf(granted)
 	return GrantedIdentity{}, &Denial{
-		Err: ErrUnknownIdentity, Detail: a.notFound(r, choices), Choices: namesOf(choices), Granted: choices,
+		Err: ErrUnknownIdentity, Detail: a.notFound(r, choices) + a.orIdle(),
+		Choices: namesOf(choices), Granted: choices,
 	}
 }
 

@@ -89,6 +89,17 @@ func unclearIdentity(grant *Ref, caller *Caller, granted []GrantedIdentity) *Den
 	return denial
 }
 
+// orIdle adds to what is said of an unknown identity that an idle one may be meant, whose name and IDs may not be
+// understood.
+func (a *Authorizer) orIdle() string {
+	for i := range a.rules.Identities {
+		if identity := &a.rules.Identities[i]; identity.Fault != "" {
+			return fmt.Sprintf("; it may be %v, which is faulty: %s; %s", identity, identity.Fault, mendIt)
+		}
+	}
+	return ""
+}
+
 // idleIdentity denies a request for an idle identity.
 func idleIdentity(identity *Identity) *Denial {
 	return &Denial{Err: ErrFaulty, Detail: identity.WhyIdle()}

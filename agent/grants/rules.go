@@ -190,6 +190,9 @@ func checkPlainResource(resource string) error {
 	return nil
 }
 
+// isFaultyResource reports whether it is not understood which resource is named.
+func isFaultyResource(resource string) bool { return checkPlainResource(resource) != nil }
+
 func (r Rules) checkIdentities(all *faultList) {
 	if len(r.Identities) == 0 {
 		all.add("identity", 0, "no [[identity]] is configured: name at least one")
@@ -316,8 +319,7 @@ func (r Rules) resources() []string {
 		}
 	}
 	slices.Sort(all)
-	isFaulty := func(resource string) bool { return checkPlainResource(resource) != nil }
-	return slices.DeleteFunc(slices.Compact(all), isFaulty)
+	return slices.DeleteFunc(slices.Compact(all), isFaultyResource)
 }
 
 // MaxResource bounds a resource's length in bytes. Entra's own limit for an App ID URI is 255.

@@ -49,8 +49,7 @@ func blame(fault *string, detail string) {
 // blame makes g idle. Faults says no more of which resources it names than that they are faulty.
 func (g *Grant) blame(detail string) {
 	blame(&g.Fault, detail)
-	isFaulty := func(resource string) bool { return checkPlainResource(resource) != nil }
-	g.AnyResource = g.AnyResource || len(g.Resources) == 0 || slices.ContainsFunc(g.Resources, isFaulty)
+	g.AnyResource = g.AnyResource || len(g.Resources) == 0 || slices.ContainsFunc(g.Resources, isFaultyResource)
 }
 
 // settleDefault leaves no sound identity the default unless it is certain that it is.
@@ -95,6 +94,8 @@ func (r *Rules) settleAlternates() {
 			idle = make(map[string][]string)
 		}
 		idle[resource] = slices.Concat(idle[resource], alternates)
+		all := append([]string{resource}, alternates...)
+		r.AnyAlternate = r.AnyAlternate || slices.ContainsFunc(all, isFaultyResource)
 	}
 	if len(sound) < len(r.Alternates) {
 		r.Alternates, r.IdleAlternates = sound, idle
@@ -114,20 +115,14 @@ func (r Rules) settlePrefetch() {
 }
 
 // OtherNames returns, for each resource, the others that what is denied or revoked by its name is denied or revoked by
-// as well: its alternates, idle ones included, and every other resource where some are not understood.
+// as well: its alternates, idle ones included. With AnyAlternate there may be more.
 func (r Rules) OtherNames() map[string][]string {
-	if len(r.IdleAlternates) == 0 && !r.AnyAlternate {
+	if len(r.IdleAlternates) == 0 {
 		return r.Alternates
 	}
 	all := maps.Clone(r.IdleAlternates)
-	if all == nil {
-		all = make(map[string][]string)
-	}
 	for resource, alternates := range r.Alternates {
 		all[resource] = slices.Concat(all[resource], alternates)
-	}
-	if named := r.resources(); r.AnyAlternate && len(named) > 0 {
-		all[named[0]] = slices.Concat(all[named[0]], named[1:])
 	}
 	return all
 }

@@ -245,24 +245,25 @@ func TestFaultyAlternates(t *testing.T) {
 		name         string
 		change       func(r *grants.Rules)
 		alternates   bool // storage may stand in for vault
-		known, other bool // vault goes by the name of storage, and of blob
+		known, other bool // vault goes by the name of storage; it may by any
 	}{
 		{"sound", func(*grants.Rules) {}, true, true, false},
 		{"a bad one", func(r *grants.Rules) { r.Alternates[vault] = []string{storage, badResource} },
-			false, true, false},
+			false, true, true},
 		{"a key too many", func(r *grants.Rules) { r.Alternates, r.IdleAlternates = nil, r.Alternates },
 			false, true, false},
-		{"not understood", func(r *grants.Rules) { r.Alternates, r.AnyAlternate = nil, true }, false, true, true},
+		{"not understood", func(r *grants.Rules) { r.Alternates, r.AnyAlternate = nil, true }, false, false, true},
 		{"one of two", func(r *grants.Rules) { r.AnyAlternate = true }, true, true, true},
 	} {
 		rules := edge()
 		rules.Grants[0].Resources = resources
 		rules.Alternates = map[string][]string{vault: {storage}}
 		row.change(&rules)
-		a, names := grants.NewAuthorizer(rules.Settle()), rules.Settle().OtherNames()
+		settled := rules.Settle()
+		a, names := grants.NewAuthorizer(settled), settled.OtherNames()
 		may := a.AlternatesFor(&grants.Caller{Module: "vision"}, a.Named("vision"), vault)
-		known, other := tokencache.GoesBy(names, vault, storage), tokencache.GoesBy(names, vault, blob)
-		if len(may) > 0 != row.alternates || known != row.known || other != row.other {
+		known := tokencache.GoesBy(names, vault, storage)
+		if len(may) > 0 != row.alternates || known != row.known || settled.AnyAlternate != row.other {
 			t.Errorf("%s: %v, %v", row.name, may, names)
 		}
 	}
@@ -412,6 +413,19 @@ func TestFaultyGrantOfAnotherIdentity(t *testing.T) {
 		case denial == nil && one.Identity.Name != row.want:
 			t.Errorf("%s: %s, want %s", row.name, one.Identity.Name, row.want)
 		}
+	}
+}
+
+// An identity that is not found may be one whose IDs are not understood.
+func TestUnknownIdentityMayBeIdle(t *testing.T) {
+	t.Parallel()
+	rules := edge()
+	rules.Identities[1] = grants.Identity{Name: "vision", Place: "config.toml:12", Fault: "client_id is a number"}
+	a := grants.NewAuthorizer(rules.Settle())
+	_, denial := a.Authorize(&grants.Caller{Module: "vision"}, grants.Request{Resource: vault, ClientID: guid1})
+	const says = `it may be identity "vision" (config.toml:12), which is faulty: client_id is a number`
+	if denial == nil || denial.Err != grants.ErrUnknownIdentity || !strings.Contains(denial.Detail, says) {
+		t.Errorf("%+v", denial)
 	}
 }
 
