@@ -267,33 +267,55 @@ func (q *quadlet) testPods(t *testing.T) {
 	})
 }
 
-// testUsers has a user ask at the folder of a module that root has bound to where that user alone may go, as a rootless
-// engine's container would.
+// testUsers has a rootless container of a user ask at the folder of a module that root has bound to where that user
+// alone may go.
 func (q *quadlet) testUsers(t *testing.T, bindFolder string) {
-	q.must(t, "install", "-d", "-m", "0700", "-o", "edge", "/home/edge")
+	q.must(t, "install", "-d", "-m", "0700", "-o", "edge", "/home/edge", "/run/edge")
 	q.must(t, "sh", "-ec", bindFolder)
-	const socket = "/home/edge/percept/token.sock"
-	token := []string{"perceptctl", "--socket", socket, "token", "--resource", askVault, "--json"}
-	out, err := q.as(t, "edge", token...)
-	if exitOf(err) != 4 {
-		t.Errorf("where the module has to be its container: %v %s", err, out)
+	q.must(t, "cp", "-r", "/srv/rootfs", "/home/edge/rootfs")
+	q.must(t, "chown", "-R", "edge", "/home/edge/rootfs")
+	q.must(t, "truncate", "-s", "0", "/etc/subuid", "/etc/subgid") // the device has no newuidmap
+	run := []string{"podman", "--storage-driver=vfs", "--cgroup-manager=cgroupfs", "run", "--rm", "--cgroups=split",
+		"--network", "none", "--name", "vision", "-v", "/home/edge/percept:/run/percept",
+		"--rootfs", "/home/edge/rootfs", "/perceptctl"}
+	ask := func(perceptctl ...string) (string, error) {
+		out, err := q.as(t, "edge", append(append([]string{"--property=Delegate=yes", "--setenv=HOME=/home/edge",
+			"--setenv=XDG_RUNTIME_DIR=/run/edge"}, run...), perceptctl...)...)
+		return strings.Join(strings.Fields(out), " "), err
 	}
-	q.configure(t, podmanConfig+"\n[[module]]\nname = \"vision\"\nrequire = \"socket\"\n")
-	// As a rootless engine's container is: in a user, pid and mount namespace of its own.
-	alone := append([]string{"unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount"}, token...)
-	for _, command := range [][]string{token, alone} {
-		if out, err = q.as(t, "edge", command...); err != nil || !strings.Contains(out, `"identity": "vision"`) {
-			t.Errorf("%v: %v %s", command, err, out)
+	token := []string{"token", "--resource", askVault, "--json"}
+
+	t.Run("a rootless container of the module's name is not the module", func(t *testing.T) {
+		out, err := ask("whoami")
+		if exitOf(err) != 4 || !strings.Contains(out, "the engine knows no container") ||
+			!strings.Contains(out, rootlessHint) {
+			t.Errorf("%v %s", err, out)
 		}
-	}
-	if out, err = q.as(t, "nobody", token...); exitOf(err) != 3 || !strings.Contains(out, "permission denied") {
-		t.Errorf("another user: %v %s", err, out)
-	}
-	id := q.inspect(t, "vision", ".Id")
-	users := "/user.slice/user-1000.slice/user@1000.service/app.slice/vision.service/libpod-payload-" + id
-	out, err = q.within(t, users, "whoami")
-	if exitOf(err) != 4 || !strings.Contains(out, "a rootless engine proves nothing") ||
-		!strings.Contains(out, `require = "socket"`) {
-		t.Errorf("in the cgroup of a user's manager: %v %s", err, out)
-	}
+		if out, err = ask(token...); exitOf(err) != 4 || strings.Contains(out, "eyJ") {
+			t.Errorf("%v %s", err, out)
+		}
+	})
+	t.Run("nor in the cgroups of a user's manager", func(t *testing.T) {
+		cgroup := "/user.slice/user-1000.slice/user@1000.service/app.slice/vision.service/libpod-payload-" +
+			q.inspect(t, "vision", ".Id")
+		out, err := q.within(t, cgroup, "--socket", visionSocket, "whoami")
+		if exitOf(err) != 4 || !strings.Contains(out, "a rootless engine proves nothing") ||
+			!strings.Contains(out, rootlessHint) {
+			t.Errorf("%v %s", err, out)
+		}
+	})
+	t.Run("it gets tokens on the module's socket alone", func(t *testing.T) {
+		q.configure(t, podmanConfig+"\n[[module]]\nname = \"vision\"\nrequire = \"socket\"\n")
+		if out, err := ask(token...); err != nil || !strings.Contains(out, `"identity": "vision"`) {
+			t.Errorf("%v %s", err, out)
+		}
+		out, err := q.as(t, "nobody", "perceptctl", "--socket", "/home/edge/percept/token.sock", "whoami")
+		if exitOf(err) != 3 || !strings.Contains(out, "permission denied") {
+			t.Errorf("another user: %v %s", err, out)
+		}
+	})
 }
+
+// rootlessHint is what every denial of a rootless container says.
+const rootlessHint = "a rootless engine's container gets tokens on its module's socket alone: " +
+	`choose require = "socket" in its [[module]]`

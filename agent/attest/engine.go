@@ -214,8 +214,8 @@ func engineHint(err error) string {
 		return "name the socket of root's own engine as [callers] engine (a rootless one cannot prove callers), " +
 			"or choose require = \"socket\" for the modules"
 	case errors.Is(err, fs.ErrPermission):
-		return "install the drop-in container-engine.conf, " +
-			"which lets perceptd into the group that the engine's socket is for, " +
+		return "install the drop-in container-engine.conf for Docker or podman.socket.conf for Podman, " +
+			"which lets perceptd ask the engine, " +
 			"or choose require = \"socket\" for the modules"
 	case errors.Is(err, errNoEngine):
 		return "start the container engine, name its socket as [callers] engine, " +
