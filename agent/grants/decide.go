@@ -291,6 +291,8 @@ func whyNot(caller *Caller, r Request, evaluations []Evaluation, near *NearMiss)
 		return fmt.Sprintf("no grant lets %v have tokens for %s: %s", *caller, r.Resource, near.ForAdministrator())
 	case near != nil:
 		butAs = "; " + near.ForAdministrator()
+	case UnusualSpelling(r.Resource) != "":
+		butAs = "; Azure's own spelling of that resource is " + UnusualSpelling(r.Resource)
 	}
 	if len(evaluations) == 0 {
 		return fmt.Sprintf("no grant is for %v%s: what is not granted is denied%s", *caller, caller.butUser(), butAs)

@@ -30,8 +30,8 @@ func TestNearMisses(t *testing.T) {
 		{vault, "http://vault.azure.net", "the scheme http", "ask for that one, which is Azure's own"},
 		{vault, "https://Vault.Azure.NET", "upper and lower case", "ask for that one, which is Azure's own"},
 		{vault, "HTTPS://vault.azure.net", "upper and lower case", "Azure's own"},
-		{vault, "vault.azure.net", "the scheme that is missing", "Azure's own"},
-		{vault, "vault.azure.net:443", "the scheme that is missing and the port :443", "Azure's own"},
+		{vault, "vault.azure.net", "a missing scheme", "Azure's own"},
+		{vault, "vault.azure.net:443", "a missing scheme and the port :443", "Azure's own"},
 		{vault, vault + ":443", "the port :443", "Azure's own"},
 		{vault, vault + ":8443", "the port :8443", "Azure's own"},
 		{vault, "https:/vault.azure.net", "the slashes", "Azure's own"},
@@ -44,7 +44,7 @@ func TestNearMisses(t *testing.T) {
 		{vault, "http://VAULT.azure.net:80/",
 			"the scheme http, the port :80, the slash at the end and upper and lower " +
 				"case", "Azure's own"},
-		{vault + "/", vault, "the slash at the end that is missing",
+		{vault + "/", vault, "a missing slash at the end",
 			"have the one that was asked for granted, which is Azure's own"},
 		{"http://vault.azure.net", vault, "the scheme https", "have the one that was asked for granted"},
 		{"https://management.azure.com", "https://management.azure.com/", "the slash at the end",
@@ -52,7 +52,7 @@ func TestNearMisses(t *testing.T) {
 		{storage, storage + "/", "the slash at the end", "or have this one granted too"},
 		{"api://contoso/app", "api://contoso//app", "the slashes", "or have this one granted too"},
 		{"api://contoso/app", "api://Contoso/App", "upper and lower case", "or have this one granted too"},
-		{"api://" + someID, someID, "the scheme that is missing", "or have this one granted too"},
+		{"api://" + someID, someID, "a missing scheme", "or have this one granted too"},
 		{"https://iothubs.azure.net", "https://iothubs.azure.net/", "the slash at the end", "Azure's own"},
 
 		{vault, vault, "", ""},

@@ -93,13 +93,13 @@ func (s parts) differences(granted parts) []string {
 		}
 	}
 	add(s.spaces, "the spaces or quotes around it")
-	add(s.scheme == "" && granted.scheme != "", "the scheme that is missing")
+	add(s.scheme == "" && granted.scheme != "", "a missing scheme")
 	add(s.scheme != "" && !strings.EqualFold(s.scheme, granted.scheme), "the scheme "+s.scheme)
 	add(s.port != "" && s.port != granted.port, "the port "+s.port)
-	add(s.port == "" && granted.port != "", "the port that is missing")
+	add(s.port == "" && granted.port != "", "a missing port")
 	add(s.dot != granted.dot, "the dot behind the host")
 	add(s.slash && !granted.slash, "the slash at the end")
-	add(!s.slash && granted.slash, "the slash at the end that is missing")
+	add(!s.slash && granted.slash, "a missing slash at the end")
 	add(s.doubled != granted.doubled, "the slashes")
 	add(s.scopes != granted.scopes, "the /.default")
 	add(strings.EqualFold(s.scheme, granted.scheme) && s.scheme != granted.scheme || s.host != granted.host ||

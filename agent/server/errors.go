@@ -172,12 +172,12 @@ func suggestionText(s *api.Suggestion) string {
 	case s == nil:
 		return ""
 	case len(s.Command) > longest:
-		return "; if it should: perceptctl doctor, on the device, has the grant to add"
+		return "; to allow it: perceptctl doctor, on the device, has the grant to add"
 	case s.AddTo != nil:
-		return fmt.Sprintf("; if it should: add the resource to %v and run perceptctl reload, or run sudo %s",
+		return fmt.Sprintf("; to allow it: add the resource to %v and run perceptctl reload, or run sudo %s",
 			s.AddTo, s.Command)
 	}
-	return "; if it should: sudo " + s.Command
+	return "; to allow it: sudo " + s.Command
 }
 
 func (e *apiError) sdkErrorCode() string {

@@ -24,7 +24,7 @@ func TestDenialsHaveASuggestion(t *testing.T) {
 	const app = api.PathAppServiceToken + "?api-version=2019-08-01&resource="
 	const imds = api.PathIMDSToken + "?api-version=2018-02-01&resource="
 	const other = "https://other.example"
-	const says = "; if it should: add the resource to grant 4 (config.toml:33) and run perceptctl reload, or run " +
+	const says = "; to allow it: add the resource to grant 4 (config.toml:33) and run perceptctl reload, or run " +
 		"sudo " +
 		"perceptctl grants add --module vision --identity vision --resource " + other
 	for _, path := range []string{app, imds} {

@@ -90,6 +90,9 @@ func (a *app) addGrants(ctx context.Context, g *grantAddition) error {
 	if err != nil || len(wanted) == 0 {
 		return err
 	}
+	if err := a.checkReads(ctx, g.config); err != nil {
+		return err
+	}
 	file := grantsFile{path: filepath.Join(filepath.Dir(g.config), "config.d", "50-grants.toml")}
 	text := ""
 	for _, grant := range wanted {
@@ -130,18 +133,36 @@ func (a *app) putInForce(ctx context.Context, file *grantsFile) error {
 		}
 		return &hintedError{fmt.Errorf("%w; %s is as it was before", err, file.path), a.hint(err)}
 	}
-	if err := a.print(a.screen(a.stdout).reloaded(answer)); err != nil {
+	return a.print(a.screen(a.stdout).reloaded(answer))
+}
+
+// checkReads refuses a folder of which perceptd reads nothing: a grant in it would never be in force.
+func (a *app) checkReads(ctx context.Context, config string) error {
+	ctx, cancel := a.withTimeout(ctx)
+	defer cancel()
+	status, err := a.client.Status(ctx)
+	if err != nil {
 		return err
 	}
-	asked, cancel = a.withTimeout(ctx)
-	defer cancel()
-	status, err := a.client.Status(asked)
-	if err == nil && !slices.Contains(status.Config.Files, file.path) {
-		err = errors.Join(fmt.Errorf("perceptd does not read %s, but %s: the file is as it was before", file.path,
-			strings.Join(status.Config.Files, ", ")), file.undo())
-		return &hintedError{err, "name the main file with --config"}
+	folder, err := os.Stat(filepath.Dir(config))
+	if err != nil {
+		return needsSudo(err)
 	}
-	return err
+	for _, file := range status.Config.Files {
+		if !filepath.IsAbs(file) {
+			return nil // it was started by hand, and where is not known
+		}
+		for _, one := range []string{filepath.Dir(file), filepath.Dir(filepath.Dir(file))} {
+			if info, err := os.Stat(one); err == nil && os.SameFile(info, folder) {
+				return nil
+			}
+		}
+	}
+	if len(status.Config.Files) == 0 {
+		return nil
+	}
+	return &hintedError{fmt.Errorf("perceptd reads nothing in %s, but %s: nothing was written", filepath.Dir(config),
+		cleanList(status.Config.Files)), "name its main file with --config"}
 }
 
 // namedGrants returns the grant of the command line, without the resources that the caller has already.
