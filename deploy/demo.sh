@@ -72,6 +72,19 @@ run() {
 	return "$failed"
 }
 
+# look is run for what is worth its colours, which a terminal alone gets.
+look() {
+	if ! [ -t 1 ]; then
+		run "$@"
+		return
+	fi
+	show "$@"
+	failed=0
+	"$@" || failed=$?
+	said=$("$@" 2>&1) || :
+	return "$failed"
+}
+
 # fail ends the demo: something that was said is not so.
 fail() {
 	printf 'not so: %s\n' "$*" >&2
@@ -128,8 +141,8 @@ given() {
 
 # build makes the binaries, and shows that it is at work.
 build() {
-	echo "Building perceptd and perceptctl. The first time Go fetches and compiles all that"
-	echo "they are made of, which takes minutes. Later it takes seconds."
+	echo "Building perceptd and perceptctl. The first time Go fetches and compiles all"
+	echo "that they are made of, which takes minutes. Later it takes seconds."
 	log=$(mktemp "${TMPDIR:-/tmp}/percept-build.XXXXXX")
 	GOFLAGS="${GOFLAGS:-} -v" "${MAKE:-make}" -C "$here" --no-print-directory build >"$log" 2>&1 &
 	building=$!
@@ -244,16 +257,17 @@ printf '\nperceptd has the new token. An SDK alone holds the old one until %s.\n
 pause 1
 
 say "The day in a picture" "S is the stretch in which the token was stale."
-run perceptctl timeline || fail "there is no picture"
+look perceptctl timeline || fail "there is no picture"
 wants "S stale"
 [ "$(held)" = "$new" ] || too_late "the second token was replaced"
 
 say "What was not granted is denied, and says what to do" \
 	"The program asks for another resource; the administrator adds it and reloads."
 denied=0
-run perceptctl token --resource "$storage" --short || denied=$?
+look perceptctl token --resource "$storage" --short || denied=$?
 [ "$denied" -eq 4 ] || fail "the answer was status $denied, not 4: denied"
-show "sed -i 's|\"$vault\"|&, \"$storage\"|' config.toml"
+show "sed -i 's|\"$vault\"|&, \"$storage\"|' \\
+    config.toml"
 sed "s|\"$vault\"|&, \"$storage\"|" config.toml >config.new
 mv config.new config.toml
 run perceptctl reload || fail "the configuration was not reloaded"
@@ -282,7 +296,7 @@ show "perceptctl simulate --resume &"
 perceptctl simulate --resume --rollover half-life --spread 5m >/dev/null &
 back_end=$!
 await "the recovery" sh -c 'perceptctl status >status.txt && ! grep -q "failing\|missing\|trouble" status.txt'
-run perceptctl status || fail "the status is not healthy"
+look perceptctl status || fail "the status is not healthy"
 wants "ready"
 
 kill "$daemon"
@@ -292,7 +306,7 @@ daemon=
 cat <<'TEXT'
 
 That was a day. Nothing of it is left on this machine. Next:
-  sudo make install   on a device with systemd; it prints the commands that follow
+  sudo make install   on a device with systemd; it prints what follows
   make demo-fleet     200 devices, and how a change reaches them by IoT Hub
   README.md           what programs and administrators do
 TEXT
