@@ -95,7 +95,8 @@ func TestJournal(t *testing.T) {
 	f := next()
 	want(t, f, "MESSAGE",
 		`token refreshed address=127.0.0.1 bytes="x y" caller.uid=7 caller.unit="" choices="[\"a\",\"b\"]" `+
-			`count=3 deep.kébab-case.x=1 error="two lines" expires=1970-01-01T00:00:00Z identity=vision left=1h30m0s ok=true resource=https://vault.azure.net`)
+			`count=3 deep.kébab-case.x=1 error="two lines" expires=1970-01-01T00:00:00Z identity=vision left=1h30m0s `+
+			`ok=true resource=https://vault.azure.net`)
 	want(t, f, "PRIORITY", "4")
 	want(t, f, "MESSAGE_ID", id)
 	want(t, f, "PERCEPT_MESSAGE_ID")

@@ -174,7 +174,8 @@ func checkListening(fd int) error {
 	}{
 		{unix.SO_DOMAIN, unix.AF_UNIX, "not a Unix socket: set ListenStream= to a path in the socket unit"},
 		{unix.SO_TYPE, unix.SOCK_STREAM,
-			"not a stream socket: set ListenStream= in the socket unit, not ListenDatagram= or ListenSequentialPacket="},
+			"not a stream socket: set ListenStream= in the socket unit, not ListenDatagram= or " +
+				"ListenSequentialPacket="},
 		{unix.SO_ACCEPTCONN, 1, "not listening: set Accept=no in the socket unit"},
 	} {
 		got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, row.option)

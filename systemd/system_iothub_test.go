@@ -43,10 +43,12 @@ func TestSystemIoTHub(t *testing.T) {
 			m.must(t, "systemctl", "restart", "perceptd")
 			m.until(t, "the connection", func() bool { return strings.Contains(m.hubStatus(t), `"connected":true`) })
 			wants(t, m.must(t, "perceptd", "--check"), "systemd's credential iothub was not checked")
-			if _, err := hub.UpdateDesired("percept-7", []byte(`{"percept":{"deny":[{"module":"vision"}]}}`)); err != nil {
+			if _, err := hub.UpdateDesired("percept-7",
+				[]byte(`{"percept":{"deny":[{"module":"vision"}]}}`)); err != nil {
 				t.Fatal(err)
 			}
-			vision := []string{"perceptctl", "--socket", "/run/percept/modules/vision/token.sock", "token", "--resource",
+			vision := []string{"perceptctl", "--socket", "/run/percept/modules/vision/token.sock", "token",
+				"--resource",
 				"https://vault.azure.net", "--short"}
 			denied := func() bool {
 				_, err := m.run(t, vision...)

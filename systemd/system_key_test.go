@@ -57,7 +57,8 @@ const (
 	tpmVariable = "SYSTEMD_TPM2_DEVICE=swtpm:path=/run/tpmx/sock"
 
 	// keySeen notes, as the service and in its sandbox, which key can be read.
-	keySeen = `for f in /run/percept-cache-key/key /etc/percept/cache-key none; do [ ! -r $$f ] || break; done; echo $$f >/var/lib/percept/key-seen`
+	keySeen = `for f in /run/percept-cache-key/key /etc/percept/cache-key none; do [ ! -r $$f ] || break; done; echo ` +
+		`$$f >/var/lib/percept/key-seen`
 )
 
 const (

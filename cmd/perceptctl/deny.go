@@ -303,7 +303,8 @@ func lostWait(now time.Time, d *api.DenyStatus, h *api.HubStatus) string {
 	case h.Connected:
 		return "it waits for the twin from " + cmp.Or(hubName(h), "IoT Hub")
 	}
-	text := "it waits for " + cmp.Or(hubName(h), "IoT Hub") + ", not connected for " + explain.Duration(now.Sub(h.Since))
+	text := "it waits for " + cmp.Or(hubName(h), "IoT Hub") + ", not connected for " +
+		explain.Duration(now.Sub(h.Since))
 	if h.LastError != "" {
 		text += ": " + h.LastError
 	}
@@ -329,9 +330,10 @@ func lifting(rule api.DenyRule) string {
 
 // isStillDenied reports whether a deny rule that a denial names is still in force. One that names none is taken to be.
 func isStillDenied(d *api.DenyStatus, denial api.Denial) bool {
-	return !strings.HasPrefix(denial.Reason, "deny rule ") || slices.ContainsFunc(d.InForce(), func(r api.DenyRule) bool {
-		return strings.Contains(denial.Reason, "deny rule "+r.ID+":")
-	})
+	return !strings.HasPrefix(denial.Reason, "deny rule ") ||
+		slices.ContainsFunc(d.InForce(), func(r api.DenyRule) bool {
+			return strings.Contains(denial.Reason, "deny rule "+r.ID+":")
+		})
 }
 
 // ruleTexts lists the first of deny rules, and marks those that are idle.
@@ -576,8 +578,9 @@ may be gone: perceptctl status says so until this is run. It is for root.`,
 }
 
 func (s screen) lostForgotten(d api.DenyRules) string {
-	text := s.Paragraph("ended: ", "what the loss of the record of deny rules caused; tokens are served by the grants and "+
-		"the deny rules that there are now. A record that only cannot be read now is in force again once it can be",
+	text := s.Paragraph("ended: ", "what the loss of the record of deny rules caused; tokens are served by the "+
+		"grants and the deny rules that there are now. A record that only cannot be read now is in force again once "+
+		"it can be",
 		term.Plain)
 	if len(d.Rules) > 0 {
 		text += "\n"

@@ -44,11 +44,13 @@ func TestDenyOnANarrowTerminal(t *testing.T) {
 		Config: api.ConfigStatus{LoadedOn: noon.Add(-time.Hour)},
 		Tokens: []api.TokenStatus{aToken("device", "https://vault.azure.net", 9*time.Hour)},
 		Hub: &api.HubStatus{
-			Hub: "a-hub-with-a-long-name.azure-devices.net", Device: "edge-17", Module: "percept", Transport: "websocket",
-			Since: noon.Add(-time.Hour), Failure: api.HubFailureNetwork, LastErrorOn: noon.Add(-time.Minute),
+			Hub: "a-hub-with-a-long-name.azure-devices.net", Device: "edge-17", Module: "percept",
+			Transport: "websocket",
+			Since:     noon.Add(-time.Hour), Failure: api.HubFailureNetwork, LastErrorOn: noon.Add(-time.Minute),
 			LastError: "dial tcp 203.0.113.7:443: connect: no route to host", NextTry: noon.Add(time.Minute),
-			Desired: api.DesiredStatus{Version: 13, Applied: 12, ReadOn: noon.Add(-2 * time.Hour), Refused: "deny[0]: it " +
-				"names nothing"},
+			Desired: api.DesiredStatus{Version: 13, Applied: 12, ReadOn: noon.Add(-2 * time.Hour),
+				Refused: "deny[0]: it " +
+					"names nothing"},
 		},
 	}
 	d := startDaemon(t)
@@ -115,10 +117,12 @@ func TestWhatDeniesEverythingComesFirst(t *testing.T) {
 // TestDenialOfARuleThatIsGone shows that doctor sends nobody to a rule that was lifted since.
 func TestDenialOfARuleThatIsGone(t *testing.T) {
 	t.Parallel()
-	status := api.Status{Now: noon, Deny: &api.DenyStatus{Rules: []api.DenyRule{{ID: "here"}, {ID: "aside", SetAside: true}}}}
+	status := api.Status{Now: noon, Deny: &api.DenyStatus{Rules: []api.DenyRule{{ID: "here"},
+		{ID: "aside", SetAside: true}}}}
 	for _, reason := range []string{"deny rule here: root denies it", "deny rule gone: root denies it",
 		"deny rule aside: the twin denies it"} {
-		status.Denials = append(status.Denials, api.Denial{Code: api.CodeDenied, Caller: "uid 7", On: noon, Reason: reason})
+		status.Denials = append(status.Denials, api.Denial{Code: api.CodeDenied, Caller: "uid 7", On: noon,
+			Reason: reason})
 	}
 	for i, f := range examineDenials(status) {
 		if gone := i > 0; gone != strings.HasSuffix(f.Is, "; lifted since") || gone != (f.Next == "") {

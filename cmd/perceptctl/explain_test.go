@@ -88,7 +88,8 @@ func scenarios() []scenario {
 			name: "uncertain while the change spreads",
 			token: func(token *api.TokenStatus) {
 				*token = lacking(*token, api.PermissionsUncertain, time.Minute)
-				token.IssuedFrom, token.IssuedTo, token.HeldUntil = after(-3*time.Minute), after(2*time.Minute), after(9*time.Minute)
+				token.IssuedFrom, token.IssuedTo, token.HeldUntil = after(-3*time.Minute), after(2*time.Minute),
+					after(9*time.Minute)
 				token.Rollover.Pattern = api.RolloverIrregular
 				token.LastOutcome = api.OutcomeOlder
 			},
@@ -170,7 +171,8 @@ func moreScenarios() []scenario {
 			token: func(token *api.TokenStatus) {
 				*token = api.TokenStatus{Identity: "vision",
 					Resource: vault, State: api.StateMissing, LastFetch: after(-10 * time.Second),
-					LastOutcome: api.OutcomeFailed, LastError: "it does not answer.", Failures: 4, Fetches: 4, NextRefresh: after(-time.Second)}
+					LastOutcome: api.OutcomeFailed, LastError: "it does not answer.", Failures: 4, Fetches: 4,
+					NextRefresh: after(-time.Second)}
 			},
 			changes: []api.PolicyChange{aChange("1f0c2a34", api.EffectGranted, time.Hour, 0)},
 			says: []string{
@@ -203,7 +205,8 @@ func moreScenarios() []scenario {
 		{
 			name: "failing with a token",
 			token: func(token *api.TokenStatus) {
-				token.State, token.LastOutcome, token.LastError, token.Failures = api.StateFailing, api.OutcomeFailed, "throttled", 1
+				token.State, token.LastOutcome, token.LastError, token.Failures = api.StateFailing, api.OutcomeFailed,
+					"throttled", 1
 			},
 			says: []string{"Fetching fails: throttled. It is asked again at 13:00 (in 1h)",
 				"see to the back end before it expires"},
@@ -218,7 +221,8 @@ func moreScenarios() []scenario {
 		{
 			name: "of an older daemon, nobody asks for it",
 			token: func(token *api.TokenStatus) {
-				token.State, token.Permissions, token.IssuedFrom, token.Claims, token.LastOutcome = api.StateIdle, api.Permissions{}, time.Time{}, nil, "odd"
+				token.State, token.Permissions, token.IssuedFrom, token.Claims, token.LastOutcome = api.StateIdle,
+					api.Permissions{}, time.Time{}, nil, "odd"
 			},
 			says: []string{"minted at a time that is not known", "its claims cannot be read",
 				"an answer that is not known here", "left to expire", "current."},
@@ -401,7 +405,8 @@ func TestManyChanges(t *testing.T) {
 func TestPolicyChangesTable(t *testing.T) {
 	t.Parallel()
 	unsure := aChange("77aa0011", api.EffectChanged, time.Minute, 1)
-	unsure.Identity, unsure.Resource, unsure.Unsure = "vision", "https://a-rather-long-name.of-some-department.example.net", true
+	unsure.Identity, unsure.Resource, unsure.Unsure = "vision",
+		"https://a-rather-long-name.of-some-department.example.net", true
 	unsure.Note, unsure.RecordedOn = "a note", unsure.At
 	untouched := aChange("00112233", api.EffectGranted, 30*time.Hour, 0)
 	untouched.Touched = 0
@@ -519,8 +524,9 @@ func FuzzExplain(f *testing.F) {
 		change.Note = note
 		status := api.Status{Now: noon, Changes: []api.PolicyChange{change}}
 		s := screen{Screen: term.Screen{Width: max(term.DefaultWidth, min(width, 300))}}
-		shown := s.explanation(explain.Of(s.times(), status, token)) + s.policyChanges(noon, status.Changes) + s.recorded(noon,
-			change, status, true)
+		shown := s.explanation(explain.Of(s.times(), status, token)) + s.policyChanges(noon, status.Changes) +
+			s.recorded(noon,
+				change, status, true)
 		checkWidth(t, shown, s.Width, false)
 		if !utf8.ValidString(shown) {
 			t.Error("not UTF-8")
@@ -592,8 +598,8 @@ func TestMissingTokenHasAReason(t *testing.T) {
 	}
 }
 
-// Where some callers are denied the story does not say that modules get the token, nor that there is nothing to do; what
-// cannot be recalled is said once.
+// Where some callers are denied the story does not say that modules get the token, nor that there is nothing to do;
+// what cannot be recalled is said once.
 func TestExplainWhereSomeAreDenied(t *testing.T) {
 	t.Parallel()
 	const resource = "https://vault.azure.net"
@@ -631,8 +637,9 @@ func TestExplainWhereSomeAreDenied(t *testing.T) {
 func TestSetBy(t *testing.T) {
 	t.Parallel()
 	for want, rule := range map[string]api.DenyRule{
-		"IoT Hub, version 4 of the twin of h/percept-8/percept": {Origin: api.DenyTwin, Twin: 4, By: "h/percept-8/percept"},
-		"IoT Hub, the twin of h/percept-8":                      {Origin: api.DenyTwin, By: "h/percept-8"},
+		"IoT Hub, version 4 of the twin of h/percept-8/percept": {Origin: api.DenyTwin, Twin: 4,
+			By: "h/percept-8/percept"},
+		"IoT Hub, the twin of h/percept-8": {Origin: api.DenyTwin, By: "h/percept-8"},
 		"IoT Hub, direct method to h/percept-8": {
 			Origin: api.DenyMethod, By: "iothub h/percept-8 method percept.deny",
 		},

@@ -162,8 +162,9 @@ func reportedOfHub(h *api.HubStatus, trouble string) bool {
 		return false
 	}
 	said := []string{trouble}
-	return isReported(said, h.Desired.Refused) || (!h.Connected || h.Failure == api.HubFailureReplaced) && (isReported(said, h.LastError) ||
-		strings.HasPrefix(trouble, "IoT Hub is not connected"))
+	return isReported(said, h.Desired.Refused) || (!h.Connected || h.Failure == api.HubFailureReplaced) &&
+		(isReported(said, h.LastError) ||
+			strings.HasPrefix(trouble, "IoT Hub is not connected"))
 }
 
 // examineHub says whether IoT Hub is connected, and why not, and whether what it sets is in force, unless root has set
@@ -197,16 +198,16 @@ func examineHub(now time.Time, h *api.HubStatus, d *api.DenyStatus) (all []findi
 		all = append(all, f)
 	}
 	if h.TwinError != "" {
-		f := finding{note, "twin", unreadTwin(now, h), "perceptd tries again by itself; a hub that answers 429 is busy: see " +
-			"twin reads in the hub's metrics, and docs/fleet.md on quotas"}
+		f := finding{note, "twin", unreadTwin(now, h), "perceptd tries again by itself; a hub that answers 429 is " +
+			"busy: see twin reads in the hub's metrics, and docs/fleet.md on quotas"}
 		if now.Sub(h.TwinErrorSince) >= api.HubPatience {
 			f.Verdict = fail
 		}
 		all = append(all, f)
 	}
 	if why := explain.NoRoom(h.Desired); why != "" && !d.IsHubSetAside() {
-		all = append(all, finding{fail, "twin", why, "deny more with fewer entries of percept.deny, or everything with " +
-			"one: all = true"})
+		all = append(all, finding{fail, "twin", why, "deny more with fewer entries of percept.deny, or everything " +
+			"with one: all = true"})
 	}
 	if twin := h.Desired; twin.Refused != "" && !d.IsHubSetAside() {
 		is := "version " + strconv.FormatInt(twin.Version, 10) + " of its desired properties is refused: " +

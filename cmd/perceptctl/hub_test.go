@@ -31,7 +31,8 @@ func TestHubFailures(t *testing.T) {
 		"":                        {note, "journalctl -u perceptd"},
 		"of a newer daemon":       {note, "journalctl -u perceptd"},
 	} {
-		h := &api.HubStatus{Hub: "h", Device: "d", Failure: kind, LastError: "because", Since: noon.Add(-40 * time.Second)}
+		h := &api.HubStatus{Hub: "h", Device: "d", Failure: kind, LastError: "because",
+			Since: noon.Add(-40 * time.Second)}
 		for away, verdict := range map[time.Duration]severity{40 * time.Second: want.atOnce, 12 * time.Minute: fail} {
 			h.Since = noon.Add(-away)
 			all := examineHub(noon, h, nil)
@@ -57,7 +58,8 @@ func TestTwinThatIsSetAside(t *testing.T) {
 	status := api.Status{Now: noon, Deny: &api.DenyStatus{HubSetAsideOn: noon.Add(-time.Hour)},
 		Hub: &api.HubStatus{Connected: true, Since: noon.Add(-time.Hour),
 			Desired: api.DesiredStatus{Version: 17, Applied: 16, Refused: "root on this device has set aside"}}}
-	for _, f := range slices.Concat(examineHub(noon, status.Hub, status.Deny), examineDeny(noon, status.Deny, status.Hub)) {
+	for _, f := range slices.Concat(examineHub(noon, status.Hub, status.Deny),
+		examineDeny(noon, status.Deny, status.Hub)) {
 		if f.Verdict == fail || f.What == "twin" || f.Next != "" && !strings.Contains(f.Next, "deny heed-hub") {
 			t.Errorf("%+v", f)
 		}
@@ -75,13 +77,16 @@ func TestUnreadTwin(t *testing.T) {
 	t.Parallel()
 	for lasts, verdict := range map[time.Duration]severity{time.Minute: note, 12 * time.Minute: fail} {
 		status := api.Status{Now: noon, Hub: &api.HubStatus{Connected: true, Since: noon.Add(-time.Hour),
-			TwinError: "IoT Hub answers 429", TwinErrorSince: noon.Add(-lasts), Desired: api.DesiredStatus{Version: 7, Applied: 7}}}
+			TwinError: "IoT Hub answers 429", TwinErrorSince: noon.Add(-lasts),
+			Desired: api.DesiredStatus{Version: 7, Applied: 7}}}
 		all := examineHub(noon, status.Hub, nil)
-		if len(all) != 2 || all[1].Verdict != verdict || all[1].What != "twin" || !strings.Contains(all[1].Next, "docs/fleet.md") {
+		if len(all) != 2 || all[1].Verdict != verdict || all[1].What != "twin" ||
+			!strings.Contains(all[1].Next, "docs/fleet.md") {
 			t.Errorf("after %v: %+v", lasts, all)
 		}
 		text := screen{Screen: term.Screen{Width: 200}, zone: time.UTC}.hub(status)
-		for _, says := range []string{"twin version 7 is in force", "its twin cannot be read for " + explain.Duration(lasts) +
+		for _, says := range []string{"twin version 7 is in force", "its twin cannot be read for " +
+			explain.Duration(lasts) +
 			": IoT Hub answers 429; what it says newly is not in force, but for what notifications add to deny"} {
 			if !strings.Contains(text, says) {
 				t.Errorf("%q is not in %s", says, text)
@@ -103,9 +108,10 @@ func TestLostRecordAndTheHub(t *testing.T) {
 		h *api.HubStatus
 	}{
 		"it waits for h/d, not connected for 1m: no route": {&lost, away},
-		"it waits for the twin from h/d":                   {&lost, &api.HubStatus{Hub: "h", Device: "d", Connected: true}},
-		"no hub will end this: none is configured":         {&lost, nil},
-		"no hub will end this: what IoT Hub sets is":       {&aside, away},
+		"it waits for the twin from h/d": {&lost,
+			&api.HubStatus{Hub: "h", Device: "d", Connected: true}},
+		"no hub will end this: none is configured":   {&lost, nil},
+		"no hub will end this: what IoT Hub sets is": {&aside, away},
 	} {
 		if f := examineDeny(noon, row.d, row.h)[0]; f.Verdict != fail || !strings.Contains(f.Is, "lost; "+want) {
 			t.Errorf("%+v", f)

@@ -71,7 +71,8 @@ func (s screen) policyChanges(now time.Time, changes []api.PolicyChange) string 
 	}
 	text := s.Table(columns, rows)
 	if slices.ContainsFunc(changes, api.PolicyChange.IsOfTwin) {
-		text += "\n" + s.Paragraph("", "a change of IoT Hub (twin-...) is withdrawn there: "+explain.TwinWithdrawal, term.Faint)
+		text += "\n" + s.Paragraph("", "a change of IoT Hub (twin-...) is withdrawn there: "+explain.TwinWithdrawal,
+			term.Faint)
 	}
 	return text
 }

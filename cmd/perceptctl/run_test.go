@@ -192,7 +192,9 @@ func TestWatchEndsWithCtrlC(t *testing.T) {
 	for _, timeout := range []string{"1m", "0"} {
 		d := startDaemon(t)
 		d.answer(api.PathWatch, fakeAnswer{status: 200, stays: true,
-			body: "event: token\ndata: {\"token_sha256\":\"0123\",\"expires_on\":\"2031-01-01T00:00:00Z\",\"permissions\":{\"standing\":\"current\"}}\n\n"})
+			body: "event: token\ndata: " +
+				"{\"token_sha256\":\"0123\",\"expires_on\":\"2031-01-01T00:00:00Z\"," +
+				"\"permissions\":{\"standing\":\"current\"}}\n\n"})
 		ctx, cancel := context.WithCancel(t.Context())
 		stdout := cancelWriter{cancel: cancel}
 		var stderr bytes.Buffer

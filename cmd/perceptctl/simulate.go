@@ -181,7 +181,8 @@ func (a *app) printVariables(server *simulator.Server, s *simulateOptions) error
 	text += screen.Paragraph("", fmt.Sprintf("listening on %s as %s until Ctrl-C", server.URL(), s.form), term.Plain)
 	text += screen.Paragraph("", "every user here gets its tokens; "+simulator.Steerers+" can steer it", term.Plain)
 	text += screen.Paragraph("", fmt.Sprintf("tokens live %s, rollover at %s, spread %s, clock runs %v times as fast",
-		explain.Duration(s.backend.Life), s.rollover, explain.Duration(s.backend.PropagationDelay), s.speed), term.Plain)
+		explain.Duration(s.backend.Life), s.rollover, explain.Duration(s.backend.PropagationDelay), s.speed),
+		term.Plain)
 	text += "\n"
 	for _, variable := range variables {
 		text += "export " + variable + "\n"

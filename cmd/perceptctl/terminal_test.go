@@ -177,9 +177,10 @@ func TestTokenOnATerminalIsWarnedOf(t *testing.T) {
 func TestPolicyChangesShowWholeIDs(t *testing.T) {
 	t.Parallel()
 	const id = "twin-d6e0c5bb9d1e1754"
-	text := screen{Screen: term.Screen{Width: 80}, zone: time.UTC}.policyChanges(noon, []api.PolicyChange{{ID: id, At: noon,
-		Resource: "https://a-vault-with-a-long-name.vault.azure.net", Identity: "an-identity-with-a-long-name",
-		Effect: api.EffectGranted, EndsOn: noon.Add(time.Hour)}})
+	text := screen{Screen: term.Screen{Width: 80}, zone: time.UTC}.policyChanges(noon,
+		[]api.PolicyChange{{ID: id, At: noon,
+			Resource: "https://a-vault-with-a-long-name.vault.azure.net", Identity: "an-identity-with-a-long-name",
+			Effect: api.EffectGranted, EndsOn: noon.Add(time.Hour)}})
 	if !strings.Contains(text, id) {
 		t.Error(text)
 	}

@@ -56,7 +56,8 @@ func judged(token api.TokenStatus, changes ...api.PolicyChange) api.TokenStatus 
 }
 
 func aChange(id string, effect api.Effect, ago time.Duration, waiting int) api.PolicyChange {
-	return api.PolicyChange{ID: id, Effect: effect, At: noon.Add(-ago), RecordedOn: noon, EndsOn: noon.Add(50 * time.Hour),
+	return api.PolicyChange{ID: id, Effect: effect, At: noon.Add(-ago), RecordedOn: noon,
+		EndsOn:  noon.Add(50 * time.Hour),
 		Touched: 2, Waiting: waiting}
 }
 
@@ -223,7 +224,8 @@ func TestTimelineListsWhatIsHidden(t *testing.T) {
 func TestTimelineOddTimes(t *testing.T) {
 	t.Parallel()
 	far := aToken("far", "r", time.Hour)
-	far.IssuedFrom, far.IssuedTo, far.ExpiresOn = after(-50000*time.Hour), after(-50000*time.Hour), after(50000*time.Hour)
+	far.IssuedFrom, far.IssuedTo, far.ExpiresOn = after(-50000*time.Hour), after(-50000*time.Hour),
+		after(50000*time.Hour)
 	undated := aToken("undated", "r", time.Hour)
 	undated.IssuedFrom, undated.ExpiresOn = time.Time{}, time.Time{}
 	timeless := aToken("timeless", "r", time.Hour)

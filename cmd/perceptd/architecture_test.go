@@ -271,7 +271,8 @@ func (ls layers) svg() []byte {
 	b.WriteString(`font-family="system-ui, sans-serif" font-size="14" fill="#20242a">` + "\n")
 	b.WriteString("<title>The packages of perceptd: each imports those below that its arrows lead to</title>\n")
 	b.WriteString(`<defs><marker id="head" viewBox="0 0 8 8" refX="7.5" refY="4" ` +
-		`markerWidth="8" markerHeight="8" orient="auto"><path d="M0,0.8 L8,4 L0,7.2 Z" fill="#5c6570"/></marker></defs>` + "\n")
+		`markerWidth="8" markerHeight="8" orient="auto"><path d="M0,0.8 L8,4 L0,7.2 Z" ` +
+		`fill="#5c6570"/></marker></defs>` + "\n")
 	fmt.Fprintf(&b, `<rect width="%.0f" height="%.0f" rx="6" fill="#fdfdfc"/>`+"\n", wide+margin, high)
 	for _, l := range ls {
 		for _, n := range l {

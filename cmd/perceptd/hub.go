@@ -68,8 +68,8 @@ func (h *iotHub) credentialChanges(ctx context.Context, conf config.IoTHub) []st
 	const outcome = "perceptctl status shows the outcome"
 	switch changed, err := hub.HaveCredentialsChanged(ctx); {
 	case err != nil:
-		return []string{fmt.Sprintf("the credential for IoT Hub cannot be read, and a connection that there is goes on: "+
-			"%v; %s", err, outcome)}
+		return []string{fmt.Sprintf("the credential for IoT Hub cannot be read, and a connection that there is goes "+
+			"on: %v; %s", err, outcome)}
 	case changed:
 		return []string{"the credential for IoT Hub was read again, and differs: connects anew; " + outcome}
 	}
@@ -159,8 +159,8 @@ func (h *iotHub) describe() *api.HubStatus {
 	return &s
 }
 
-// mendFor says what a person does about a failure that a reload does not heal, since a credential of systemd's is in it:
-// systemd gives them when the service starts. Else "". why is what is wrong with the configuration; nil: nothing.
+// mendFor says what a person does about a failure that a reload does not heal, since a credential of systemd's is in
+// it: systemd gives them when the service starts. Else "". why is what is wrong with the configuration; nil: nothing.
 func mendFor(failure api.HubFailure, conf config.IoTHub, why error) string {
 	name := conf.OfSystemd()
 	if notGiven := (*config.NotGivenError)(nil); errors.As(why, &notGiven) {
@@ -172,12 +172,13 @@ func mendFor(failure api.HubFailure, conf config.IoTHub, why error) string {
 	case name == "":
 		return ""
 	case failure == api.HubFailureCredentials:
-		return fmt.Sprintf("see that a drop-in has LoadCredential=%s:FILE (systemctl cat perceptd), and that FILE is there "+
-			"and right; then sudo systemctl restart perceptd, since systemd reads it when the service starts", name)
+		return fmt.Sprintf("see that a drop-in has LoadCredential=%s:FILE (systemctl cat perceptd), and that FILE is "+
+			"there and right; then sudo systemctl restart perceptd, since systemd reads it when the service starts",
+			name)
 	case failure == api.HubFailureRefused:
-		return fmt.Sprintf("in IoT Hub see that the device is there and enabled, and that its key or certificate is the one "+
-			"in the file of LoadCredential=%s:; then sudo systemctl restart perceptd, since systemd reads it when the "+
-			"service starts", name)
+		return fmt.Sprintf("in IoT Hub see that the device is there and enabled, and that its key or certificate is "+
+			"the one in the file of LoadCredential=%s:; then sudo systemctl restart perceptd, since systemd reads it "+
+			"when the service starts", name)
 	}
 	return ""
 }

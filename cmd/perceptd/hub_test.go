@@ -22,8 +22,8 @@ func TestHubTroubles(t *testing.T) {
 	t.Parallel()
 	since := time.Date(2026, 11, 28, 8, 0, 0, 0, time.UTC)
 	refused := api.DesiredStatus{Version: 7, Applied: 6, Refused: "percept.deny[0]: unknown key modul"}
-	const refusal = "what IoT Hub sets is refused, version 7 of the twin's desired properties: percept.deny[0]: unknown " +
-		"key modul"
+	const refusal = "what IoT Hub sets is refused, version 7 of the twin's desired properties: percept.deny[0]: " +
+		"unknown key modul"
 	for _, row := range []struct {
 		name string
 		of   api.HubStatus
@@ -35,14 +35,17 @@ func TestHubTroubles(t *testing.T) {
 		{"away for a moment", api.HubStatus{Since: since, LastError: "EOF"}, nil, since.Add(api.HubPatience - 1), nil},
 		{"away", api.HubStatus{Since: since, LastError: "connection refused"}, nil, since.Add(api.HubPatience),
 			[]string{"IoT Hub is not connected since Nov 28 08:00 UTC: connection refused"}},
-		{"refused at once", api.HubStatus{Since: since, LastError: "CONNACK 5", Failure: api.HubFailureRefused}, nil, since,
+		{"refused at once", api.HubStatus{Since: since, LastError: "CONNACK 5", Failure: api.HubFailureRefused}, nil,
+			since,
 			[]string{"IoT Hub is not connected since Nov 28 08:00 UTC: CONNACK 5"}},
-		{"two with one identity", api.HubStatus{Since: since, LastError: "EOF", Failure: api.HubFailureReplaced}, nil, since,
+		{"two with one identity", api.HubStatus{Since: since, LastError: "EOF", Failure: api.HubFailureReplaced}, nil,
+			since,
 			[]string{"the connections to IoT Hub do not last: EOF"}},
 		{"two, and connected for now", api.HubStatus{Connected: true, Since: since, LastError: "EOF",
 			Failure: api.HubFailureReplaced}, nil, since.Add(api.HubStable - 1),
 			[]string{"the connections to IoT Hub do not last: EOF"}},
-		{"two before", api.HubStatus{Connected: true, Since: since, LastError: "EOF", Failure: api.HubFailureReplaced}, nil,
+		{"two before", api.HubStatus{Connected: true, Since: since, LastError: "EOF", Failure: api.HubFailureReplaced},
+			nil,
 			since.Add(api.HubStable), nil},
 		{"a name at a start", api.HubStatus{Since: since, LastError: "no such host", Failure: api.HubFailureName}, nil,
 			since.Add(29 * time.Second), nil},
@@ -57,8 +60,10 @@ func TestHubTroubles(t *testing.T) {
 				"perceptctl reload"}},
 		{"refused", api.HubStatus{Connected: true, Since: since, Desired: refused}, nil, since,
 			[]string{refusal}},
-		{"without room", api.HubStatus{Connected: true, Since: since, Desired: api.DesiredStatus{Version: 7, NoRoom: 1}}, nil,
-			since, []string{"the twin in IoT Hub denies too much: one entry of its deny has no room, and denies nothing"}},
+		{"without room", api.HubStatus{Connected: true, Since: since,
+			Desired: api.DesiredStatus{Version: 7, NoRoom: 1}}, nil,
+			since, []string{"the twin in IoT Hub denies too much: one entry of its deny has no room, and denies " +
+				"nothing"}},
 		{"refused, and away since", api.HubStatus{Since: since, LastError: "EOF", Desired: refused}, nil,
 			since.Add(time.Hour), []string{"IoT Hub is not connected since Nov 28 08:00 UTC: EOF", refusal}},
 	} {

@@ -43,7 +43,8 @@ func TestStatusText(t *testing.T) {
 			t.Errorf("%q\nwant %q", got, row.want)
 		}
 	}
-	one.Trouble, one.Tokens[0].ExpiresIn, one.Tokens[1].ExpiresIn, one.Tokens[2].ExpiresIn = []string{"its own"}, 0, 1, 1
+	one.Trouble, one.Tokens[0].ExpiresIn, one.Tokens[1].ExpiresIn, one.Tokens[2].ExpiresIn = []string{"its own"}, 0, 1,
+		1
 	one.Tokens[1].Permissions.State, one.Tokens[2].Permissions.State = api.PermissionsCurrent, api.PermissionsCurrent
 	if got := statusText(one, true,
 		[]string{"the daemon's"}); got != "SIMULATED; trouble: the daemon's (and 1 more, see perceptctl status); 1 "+
@@ -78,7 +79,8 @@ func TestDenyAndHubInStatusText(t *testing.T) {
 	t.Parallel()
 	noon := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 	module := func(origin api.DenyOrigin, idle string) api.DenyRule {
-		return api.DenyRule{DenyTarget: api.DenyTarget{Module: "m"}, Origin: origin, Since: noon, By: "uid 0", Idle: idle}
+		return api.DenyRule{DenyTarget: api.DenyTarget{Module: "m"}, Origin: origin, Since: noon, By: "uid 0",
+			Idle: idle}
 	}
 	everything := api.DenyRule{DenyTarget: api.DenyTarget{All: true}, Origin: api.DenyTwin, Twin: 12, Since: noon}
 	setAside := everything
@@ -106,7 +108,8 @@ func TestDenyAndHubInStatusText(t *testing.T) {
 		"trouble: IoT Hub: what [iothub] names cannot be used; 0 identities, 0 tokens": {
 			api.Status{Hub: &api.HubStatus{}}, []string{"IoT Hub: what [iothub] names cannot be used"}},
 		"trouble: " + gone + "; 0 identities, 0 tokens": {api.Status{Hub: &api.HubStatus{}}, []string{gone}},
-		"denied: module m, since Nov 28 12:00 UTC by uid 0 (and 1 more deny rule); trouble: no key (and 2 more, see perceptctl status); 0 identities, 0 tokens; IoT Hub not " +
+		"denied: module m, since Nov 28 12:00 UTC by uid 0 (and 1 more deny rule); trouble: no key (and 2 more, see " +
+			"perceptctl status); 0 identities, 0 tokens; IoT Hub not " +
 			"connected": {
 			api.Status{Deny: rules, Hub: &api.HubStatus{}, Trouble: []string{"no key"}}, []string{gone, refused}},
 		"trouble: " + refused + "; 0 identities, 0 tokens": {

@@ -18,7 +18,8 @@ func grantTo(caller string) string { return "[[grant]]\ncaller = { " + caller + 
 func TestCallersAreRead(t *testing.T) {
 	t.Parallel()
 	path := harness.WriteConfig(t, map[string]string{
-		"config.toml": harness.GoodConfig + grantTo(`unit = "cam"`) + grantTo(`container_image = "cam@`+anImage+`"`) + grantTo(`group = "root"`) + grantTo("gid = 44") + `
+		"config.toml": harness.GoodConfig + grantTo(`unit = "cam"`) + grantTo(`container_image = "cam@`+anImage+`"`) +
+			grantTo(`group = "root"`) + grantTo("gid = 44") + `
 [callers]
 engine = "/run/user/engine.sock"
 cgroup_parents = ["/machine.slice"]
@@ -118,7 +119,8 @@ func TestCallerFaults(t *testing.T) {
 		{"container's name", module + "name = \"a\"\ncontainer = \"/b\"\n",
 			"config.toml:17: module \"a\": container \"/b\" is no container's name"},
 		{"no engine, and nothing chosen", module + "name = \"a\"\n" + none,
-			`config.toml:17: with callers.engine = "none" nobody can tell which container is module "a": choose require = "socket"`},
+			`config.toml:17: with callers.engine = "none" nobody can tell which container is module "a": choose ` +
+				`require = "socket"`},
 		{"no engine, and a container wanted", module + "name = \"a\"\nrequire = \"socket+container\"\n" + none,
 			`config.toml:17: with callers.engine = "none"`},
 		{"no engine, a module of a grant alone", harness.GoodConfig + grantTo(`module = "a"`) + none,

@@ -278,10 +278,12 @@ kind = "magic"
 		`config.toml:11: source.kind is "magic": it must be "managed-identity" or "simulated"`,
 		`config.d/10.toml:2: identity "device" is there twice`,
 		`config.toml:1: identity "device" is there twice`,
-		`config.d/10.toml:2: identities "device" and "device" are both the system-assigned one, which a device has once: give one of them a client_id, object_id or resource_id`,
+		`config.d/10.toml:2: identities "device" and "device" are both the system-assigned one, which a device has ` +
+			`once: give one of them a client_id, object_id or resource_id`,
 		`config.toml:1: identities "device" and "device" are both the system-assigned one, which a device has once: ` +
 			`give one of them a client_id, object_id or resource_id`,
-		`config.toml:5: the grant for uid 2: resource "nothing" is no App ID URI (such as https://vault.azure.net) and no GUID`,
+		`config.toml:5: the grant for uid 2: resource "nothing" is no App ID URI (such as https://vault.azure.net) ` +
+			`and no GUID`,
 		`config.d/20.toml:2: sdk_life is 25h0m0s: it must be between 20m0s and 24h`,
 		`config.d/20.toml:5: the grant for nobody names identity "robot", which is not configured`,
 	}

@@ -200,7 +200,8 @@ func (h *IoTHub) checkPlaces() (key string, err error) {
 func isCredential(name string) bool {
 	return len(name) <= 64 && !strings.HasPrefix(name, ".") && !strings.HasPrefix(name, "-") &&
 		!strings.ContainsFunc(name, func(r rune) bool {
-			return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("._-", r))
+			return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' ||
+				strings.ContainsRune("._-", r))
 		})
 }
 
@@ -289,13 +290,14 @@ func (h *IoTHub) checkProxy() (key string, err error) {
 		return "iothub.proxy_password_credential", errors.New(
 			"iothub.proxy_password_credential beside iothub.proxy_password_file: take one of them out")
 	case h.Proxy == "" && h.ProxyPassword != Secret{}:
-		return "iothub", errors.New("[iothub] has a proxy's password and no proxy: write proxy, or take the password out")
+		return "iothub", errors.New("[iothub] has a proxy's password and no proxy: write proxy, or take the password " +
+			"out")
 	case h.Proxy == "":
 		return "", nil
 	case err != nil || !slices.Contains([]string{"http", "https", "socks5"}, proxy.Scheme) || proxy.Hostname() == "" ||
 		strings.Trim(proxy.Path, "/") != "" || proxy.RawQuery != "" || proxy.Fragment != "":
-		return "iothub.proxy", errors.New(`iothub.proxy must be a URL of http, https or socks5 with a host and a port, ` +
-			`such as "http://proxy.example:3128" or "socks5://user@proxy.example:1080"`)
+		return "iothub.proxy", errors.New(`iothub.proxy must be a URL of http, https or socks5 with a host and a ` +
+			`port, such as "http://proxy.example:3128" or "socks5://user@proxy.example:1080"`)
 	}
 	switch _, inURL := proxy.User.Password(); {
 	case inURL:

@@ -34,15 +34,17 @@ func TestIoTHubIsRead(t *testing.T) {
 			IoTHub{ConnectionString: Secret{Credential: "iothub"}},
 			"by the connection string in systemd's credential iothub, over MQTT (port 8883)"},
 		{"[iothub]\n" + certificate + "key_file = \"/etc/percept/device.key\"\ntransport = \"websocket\"\n",
-			IoTHub{Certificate: Certificate{File: "/etc/percept/device.pem", Key: Secret{File: "/etc/percept/device.key"},
+			IoTHub{Certificate: Certificate{File: "/etc/percept/device.pem",
+				Key: Secret{File: "/etc/percept/device.key"},
 				Hub: "h.azure-devices.net", Device: "percept-7"}, WebSocket: true},
 			"as percept-7 of h.azure-devices.net, by the certificate in /etc/percept/device.pem with the key in " +
 				"/etc/percept/device.key, over WebSocket (port 443)"},
-		{"[iothub]\n" + certificate + "key_credential = \"iothub-key\"\nmodule = \"percept\"\ngateway = \"edge:18883\"\n",
+		{"[iothub]\n" + certificate + "key_credential = \"iothub-key\"\nmodule = \"percept\"\ngateway = " +
+			"\"edge:18883\"\n",
 			IoTHub{Certificate: Certificate{File: "/etc/percept/device.pem", Key: Secret{Credential: "iothub-key"},
 				Hub: "h.azure-devices.net", Gateway: "edge:18883", Device: "percept-7", Module: "percept"}},
-			"as percept-7/percept of h.azure-devices.net, by the certificate in /etc/percept/device.pem with the key in " +
-				"systemd's credential iothub-key, at edge:18883, over MQTT (port 8883)"},
+			"as percept-7/percept of h.azure-devices.net, by the certificate in /etc/percept/device.pem with the key " +
+				"in systemd's credential iothub-key, at edge:18883, over MQTT (port 8883)"},
 		{"[iothub]\nidentity_service = true\nidentity_socket = \"/run/a.sock\"\nkey_socket = \"/run/b.sock\"\n" +
 			"proxy = \"http://user@proxy.example:3128\"\nproxy_password_file = \"/etc/percept/proxy\"\n" +
 			"ca_file = \"/etc/percept/ca.pem\"\ntoken_life = \"12h\"\nkeep_alive = \"2m\"\nmax_backoff = \"30m\"\n" +
@@ -51,10 +53,10 @@ func TestIoTHubIsRead(t *testing.T) {
 				Proxy: "http://user@proxy.example:3128", ProxyPassword: Secret{File: "/etc/percept/proxy"},
 				CAFile: "/etc/percept/ca.pem", TokenLife: 12 * time.Hour, KeepAlive: 2 * time.Minute,
 				MaxBackoff: 30 * time.Minute, ReportSpread: 10 * time.Minute, Events: true},
-			"by what IoT Edge's identity service says, at /run/a.sock, with keys of /run/b.sock, over MQTT (port 8883), " +
-				"through the proxy http://user@proxy.example:3128, with the password in /etc/percept/proxy, trusting the " +
-				"certificates in /etc/percept/ca.pem, token_life 12h0m0s, keep_alive 2m0s, max_backoff 30m0s, " +
-				"report_spread 10m0s, with events"},
+			"by what IoT Edge's identity service says, at /run/a.sock, with keys of /run/b.sock, over MQTT (port " +
+				"8883), through the proxy http://user@proxy.example:3128, with the password in /etc/percept/proxy, " +
+				"trusting the certificates in /etc/percept/ca.pem, token_life 12h0m0s, keep_alive 2m0s, max_backoff " +
+				"30m0s, report_spread 10m0s, with events"},
 		{"[iothub]\ncredential = \"iothub\"\nreport_spread = \"0s\"\n",
 			IoTHub{ConnectionString: Secret{Credential: "iothub"}, ReportSpread: noSpread},
 			"by the connection string in systemd's credential iothub, over MQTT (port 8883), report_spread 0s"},
@@ -95,8 +97,8 @@ func TestIoTHubInTwoFiles(t *testing.T) {
 		now, was Config
 		want     string
 	}{
-		{after, before, "[connects to IoT Hub anew by the connection string in systemd's credential iothub, over MQTT " +
-			"(port 8883), through the proxy http://p:1, with events, was by the connection string in systemd's " +
+		{after, before, "[connects to IoT Hub anew by the connection string in systemd's credential iothub, over " +
+			"MQTT (port 8883), through the proxy http://p:1, with events, was by the connection string in systemd's " +
 			"credential iothub, over MQTT (port 8883), max_backoff 20m0s]"},
 		{without, after, "[not connected to IoT Hub any more, was by the connection string in systemd's credential " +
 			"iothub, over MQTT (port 8883), through the proxy http://p:1, with events]"},
@@ -140,8 +142,8 @@ func TestIoTHubFaults(t *testing.T) {
 		{"not by the identity service", "[iothub]\nidentity_service = false\n",
 			"config.toml:18: [iothub] does not say who the device is"},
 		{"a connection string", "[iothub]\nconnection_string = " + whole,
-			"config.toml:19: unknown key iothub.connection_string: a connection string is a secret, and this file is none: " +
-				"keep the secret in a file of its own (owner root, group percept, mode 0640), and name that as " +
+			"config.toml:19: unknown key iothub.connection_string: a connection string is a secret, and this file is " +
+				"none: keep the secret in a file of its own (owner root, group percept, mode 0640), and name that as " +
 				"connection_string_file"},
 		{"a connection string for its file", "[iothub]\nconnection_string_file = " + whole,
 			"config.toml:19: iothub.connection_string_file must be an absolute path"},
@@ -152,13 +154,15 @@ func TestIoTHubFaults(t *testing.T) {
 		{"a connection string for a credential", "[iothub]\ncredential = " + whole,
 			"config.toml:19: iothub.credential must be the name of a credential that systemd gives the service"},
 		{"a key that is not known", "[iothub]\nconection_string_file = \"/x\"\n",
-			"config.toml:19: unknown key iothub.conection_string_file: [iothub] has connection_string_file, credential, "},
+			"config.toml:19: unknown key iothub.conection_string_file: [iothub] has connection_string_file, " +
+				"credential, "},
 		{"a password", byFile + "proxy = \"http://u@p:1\"\nproxy_password = \"" + secretInIt + "\"\n",
-			"config.toml:21: unknown key iothub.proxy_password: a password is a secret, and this file is none: keep it in " +
-				"a file of its own (owner root, group percept, mode 0640), and name that as proxy_password_file"},
+			"config.toml:21: unknown key iothub.proxy_password: a password is a secret, and this file is none: keep " +
+				"it in a file of its own (owner root, group percept, mode 0640), and name that as proxy_password_file"},
 		{"two brackets", "[[iothub]]\ncredential = \"iothub\"\n", "config.toml:18"},
 		{"two", byFile + "connection_string_file = \"/etc/percept/iothub\"\n",
-			"config.toml:19: iothub.credential beside iothub.connection_string_file: one of them says who the device is"},
+			"config.toml:19: iothub.credential beside iothub.connection_string_file: one of them says who the device " +
+				"is"},
 		{"two others", byFile + "identity_service = true\n",
 			"config.toml:20: iothub.identity_service beside iothub.credential: one of them"},
 		{"a relative path", "[iothub]\nconnection_string_file = \"iothub\"\n",
@@ -167,7 +171,8 @@ func TestIoTHubFaults(t *testing.T) {
 			"config.toml:20: iothub.ca_file must be an absolute path"},
 		{"a credential in a folder", "[iothub]\ncredential = \"../iothub\"\n",
 			"config.toml:19: iothub.credential must be the name of a credential"},
-		{"no key", certificate, "config.toml:19: iothub.certificate_file lacks its key: write key_file, or key_credential"},
+		{"no key", certificate, "config.toml:19: iothub.certificate_file lacks its key: write key_file, or " +
+			"key_credential"},
 		{"two keys", certificate + "key_file = \"/k\"\nkey_credential = \"k\"\n",
 			"config.toml:21: iothub.key_credential beside iothub.key_file: take one of them out"},
 		{"no hub", certificate + "key_file = \"/k\"\n",
@@ -178,7 +183,8 @@ func TestIoTHubFaults(t *testing.T) {
 			"config.toml:22: iothub.device must be"},
 		{"a module that is no ID", certificate + "key_file = \"/k\"\nhub = \"h\"\ndevice = \"a\"\nmodule = \"#\"\n",
 			"config.toml:23: iothub.module must be a module's ID"},
-		{"a gateway that is a URL", certificate + "key_file = \"/k\"\nhub = \"h\"\ndevice = \"a\"\ngateway = \"tls://h\"\n",
+		{"a gateway that is a URL", certificate + "key_file = \"/k\"\nhub = \"h\"\ndevice = \"a\"\ngateway = " +
+			"\"tls://h\"\n",
 			"config.toml:23: iothub.gateway must be the host name"},
 		{"a device beside a connection string", byFile + "device = \"d\"\n",
 			"config.toml:20: iothub.device belongs to certificate_file, and iothub.credential says all of that itself"},
@@ -242,8 +248,8 @@ func TestAdviceOnTheFilesOfSecrets(t *testing.T) {
 	}
 }
 
-// docs/iothub.md has each key of [iothub], and the bounds that hold. Defaults are held by who has them, agent/iothub and
-// agent/iothub/link.
+// docs/iothub.md has each key of [iothub], and the bounds that hold. Defaults are held by who has them, agent/iothub
+// and agent/iothub/link.
 func TestDocumentedKeysOfIoTHub(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../../docs/iothub.md")

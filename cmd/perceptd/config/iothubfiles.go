@@ -99,7 +99,8 @@ func (c credentials) Login(ctx context.Context) (link.Login, error) {
 		return c.from.public(path)
 	}
 	identity := link.Identity{
-		Hub: h.Certificate.Hub, Gateway: h.Certificate.Gateway, Device: h.Certificate.Device, Module: h.Certificate.Module,
+		Hub: h.Certificate.Hub, Gateway: h.Certificate.Gateway, Device: h.Certificate.Device,
+		Module: h.Certificate.Module,
 	}
 	return link.CertificateFiles{Identity: identity, Certificate: h.Certificate.File, Key: key, Read: read}.Login(ctx)
 }

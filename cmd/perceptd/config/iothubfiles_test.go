@@ -115,7 +115,8 @@ func TestCredentialsThatSystemdHasNotGiven(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, row := range []struct{ name, folder, credential, says string }{
-		{"no drop-in", "", "iothub", "systemd gave perceptd no credential iothub: LoadCredential=iothub:FILE must stand"},
+		{"no drop-in", "", "iothub", "systemd gave perceptd no credential iothub: LoadCredential=iothub:FILE must " +
+			"stand"},
 		{"a drop-in for another", folder, "iothub", "systemd gave perceptd no credential iothub: "},
 		{"its file is not there", folder, "set", "systemd's credential set has nothing in it, since the file that " +
 			"LoadCredential=set: names was not there when the service started"},
@@ -125,7 +126,8 @@ func TestCredentialsThatSystemdHasNotGiven(t *testing.T) {
 		isSaid := func(what string, err error) {
 			t.Helper()
 			missing := (*NotGivenError)(nil)
-			if !errors.As(err, &missing) || missing.Name != row.credential || !strings.Contains(err.Error(), row.says) ||
+			if !errors.As(err, &missing) || missing.Name != row.credential ||
+				!strings.Contains(err.Error(), row.says) ||
 				!strings.Contains(err.Error(), "systemctl restart perceptd") {
 				t.Errorf("%s, %s: %v", row.name, what, err)
 			}

@@ -67,8 +67,8 @@ func TestSpreadAndResourceFaults(t *testing.T) {
 		{"unknown key", resource("url = \"api://x\"\n"),
 			"config.toml:19: unknown key resource.url: [[resource]] has uri and alternates"},
 		{"unknown table", "[resources]\n",
-			"config.toml:1: unknown key resources: the tables are [source], [tokens], [callers], [loopback], [iothub], " +
-				"[[identity]], [[grant]], [[resource]] and [[module]]"},
+			"config.toml:1: unknown key resources: the tables are [source], [tokens], [callers], [loopback], " +
+				"[iothub], [[identity]], [[grant]], [[resource]] and [[module]]"},
 		{"no URI", resource(alternates), "config.toml:18: the resource is empty"},
 		{"no alternates", resource("uri = \"api://x\"\n"),
 			"config.toml:18: resource api://x has 0 alternates: name 1 to 8"},

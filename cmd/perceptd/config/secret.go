@@ -40,12 +40,12 @@ type NotGivenError struct {
 
 func (e *NotGivenError) Error() string {
 	if e.Empty {
-		return fmt.Sprintf("systemd's credential %s has nothing in it, since the file that LoadCredential=%s: names was "+
-			"not there when the service started: write that file, then systemctl restart perceptd", e.Name, e.Name)
+		return fmt.Sprintf("systemd's credential %s has nothing in it, since the file that LoadCredential=%s: names "+
+			"was not there when the service started: write that file, then systemctl restart perceptd", e.Name, e.Name)
 	}
-	return fmt.Sprintf("systemd gave perceptd no credential %s: LoadCredential=%s:FILE must stand below [Service] in a "+
-		"drop-in (systemctl edit perceptd); then systemctl restart perceptd, since systemd gives credentials when the "+
-		"service starts", e.Name, e.Name)
+	return fmt.Sprintf("systemd gave perceptd no credential %s: LoadCredential=%s:FILE must stand below [Service] in "+
+		"a drop-in (systemctl edit perceptd); then systemctl restart perceptd, since systemd gives credentials when "+
+		"the service starts", e.Name, e.Name)
 }
 
 // notGiven is what the drop-in that comes with perceptd sets a credential to whose file is not there.

@@ -37,7 +37,8 @@ func TestSecrets(t *testing.T) {
 		"others read it":         {mode: 0o644, says: ": mode 0644 lets others read a secret: chmod o= ", public: true},
 		"others may execute it":  {mode: 0o601, says: ": mode 0601 lets others read a secret: chmod o= ", public: true},
 		"of a group that writes": {mode: 0o660, says: " change how this device is known to IoT Hub: chmod g-w "},
-		"others write it":        {mode: 0o602, says: ": mode 0602 lets others change how this device is known to IoT "},
+		"others write it": {mode: 0o602, says: ": mode 0602 lets others change how this device is known to " +
+			"IoT "},
 		"others write its folder": {0o600, func(p string) error { return os.Chmod(filepath.Dir(p), 0o757) },
 			": mode 0757 lets others change", false},
 		"it is not there": {0o600, os.Remove, ": file does not exist", false},
@@ -60,7 +61,8 @@ func TestSecrets(t *testing.T) {
 			!strings.Contains(err.Error(), filepath.Dir(path))) {
 			t.Errorf("%s: %v\nwant %s", name, err, row.says)
 		}
-		if text, err := processFiles().public(path); (err == nil && string(text) == secretInIt) != (row.says == "" || row.public) {
+		if text, err := processFiles().public(path); (err == nil && string(text) == secretInIt) != (row.says == "" ||
+			row.public) {
 			t.Errorf("%s, of what is no secret: %v", name, err)
 		}
 		if err != nil && strings.Contains(err.Error(), secretInIt) {
@@ -123,7 +125,8 @@ func TestCredentials(t *testing.T) {
 		{Secret{Credential: "iothub"}, "/run/credentials/perceptd.service",
 			"/run/credentials/perceptd.service/iothub", ""},
 		{Secret{Credential: "iothub"}, "", "",
-			"systemd gave perceptd no credential iothub: LoadCredential=iothub:FILE must stand below [Service] in a drop-in"},
+			"systemd gave perceptd no credential iothub: LoadCredential=iothub:FILE must stand below [Service] in a " +
+				"drop-in"},
 	} {
 		path, err := row.secret.Path(row.credentials)
 		if path != row.want || (err == nil) != (row.says == "") ||

@@ -176,7 +176,9 @@ func TestLinksWithoutEnd(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	for target, says := range map[string]string{"missing.toml": l.link + ": a link to nothing, since missing.toml is " +
-		"not there: put it there, or remove the link", "10.toml/x": "not a directory", "../config.d": "not a regular file", "../../../../../../../../../../dev/null": "/dev/null: mode 0666 lets others"} {
+		"not there: put it there, or remove the link", "10.toml/x": "not a directory",
+		"../config.d": "not a regular file", "../../../../../../../../../../dev/null": "/dev/null: mode 0666 lets " +
+			"others"} {
 		if err := errors.Join(os.Remove(l.link), os.Symlink(target, l.link)); err != nil {
 			t.Fatal(err)
 		}

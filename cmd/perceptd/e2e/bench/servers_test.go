@@ -20,7 +20,8 @@ import (
 
 // The requests that clients of each form send; the answer is the same token in each.
 var (
-	imdsRequest = []byte("GET /metadata/identity/oauth2/token?api-version=2018-02-01&resource=https%3A%2F%2Fvault.azure.net HTTP/1.1\r\n" +
+	imdsRequest = []byte("GET " +
+		"/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https%3A%2F%2Fvault.azure.net HTTP/1.1\r\n" +
 		"Host: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\nMetadata: true\r\n\r\n")
 	appServiceRequest = []byte(
 		"GET /msi/token?api-version=2019-08-01&resource=https%3A%2F%2Fvault.azure.net HTTP/1.1\r\n" +

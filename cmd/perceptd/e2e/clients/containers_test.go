@@ -32,7 +32,8 @@ func inContainers(t *testing.T) (all []program) {
 // modulesConfig grants each module one resource, every second one as a user-assigned identity.
 func modulesConfig(engine string, modules []string) string {
 	text := fmt.Sprintf("[source]\nkind = \"simulated\"\n\n[callers]\nengine = %q\n\n"+
-		"[[identity]]\nname = \"device\"\ndefault = true\n\n[[identity]]\nname = \"vision\"\nclient_id = %q\n", engine, visionID)
+		"[[identity]]\nname = \"device\"\ndefault = true\n\n[[identity]]\nname = \"vision\"\nclient_id = %q\n", engine,
+		visionID)
 	for i, module := range modules {
 		text += fmt.Sprintf("\n[[grant]]\ncaller = { module = %q }\nidentity = %q\nresources = [%q]\n",
 			module, identityAt(i), moduleResource(module))

@@ -26,7 +26,8 @@ type resident struct {
 // become of the engine and of the container.
 func newResident(e *harness.Engine, container, socket string) *resident {
 	e.T.Helper()
-	const script = `for f in "$@"; do [ -e "$f" ] && echo $$ >"$f"; done; while read -r args; do "$PERCEPTCTL" --socket "$SOCKET" $args; echo "exit status $?"; done`
+	const script = `for f in "$@"; do [ -e "$f" ] && echo $$ >"$f"; done; while read -r args; do "$PERCEPTCTL" ` +
+		`--socket "$SOCKET" $args; echo "exit status $?"; done`
 	var procs, cgroups []string
 	for _, hierarchy := range []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
 		cgroup := filepath.Join(hierarchy, "docker", e.IDs[container])

@@ -70,7 +70,8 @@ func TestBothEndsReal(t *testing.T) {
 }
 
 func testBothEnds(t *testing.T, form string) {
-	device, vision, speech := simulator.DefaultIdentities()[0], simulator.DefaultIdentities()[1], simulator.DefaultIdentities()[2]
+	device, vision, speech := simulator.DefaultIdentities()[0], simulator.DefaultIdentities()[1],
+		simulator.DefaultIdentities()[2]
 	_, environment := harness.StartSimulator(t, form)
 	d := harness.LaunchDaemon(t, bothEnds(form), environment...)
 	if got := d.Status(t).Source; got.Kind != "managed-identity" || got.Endpoint != form {

@@ -17,8 +17,8 @@ func denyName(t *testing.T, d *harness.Daemon, name string) {
 	}
 }
 
-// The state folder's partition is not mounted at one start, and an older record is beneath. Rules that are set meanwhile
-// are in force beside those on the partition when it is there again, whichever of the two has more.
+// The state folder's partition is not mounted at one start, and an older record is beneath. Rules that are set
+// meanwhile are in force beside those on the partition when it is there again, whichever of the two has more.
 func TestDenyRulesOfAFolderThatComesBack(t *testing.T) {
 	t.Parallel()
 	harness.Binary(t, "perceptd")
@@ -68,8 +68,8 @@ func TestDenyRulesOfAFolderThatComesBack(t *testing.T) {
 	}
 }
 
-// An older copy of both files of deny rules is put back while the daemon is stopped, and all else is as it was left: the
-// record counts as lost.
+// An older copy of both files of deny rules is put back while the daemon is stopped, and all else is as it was left:
+// the record counts as lost.
 func TestOlderDenyRulesPutBack(t *testing.T) {
 	t.Parallel()
 	d := harness.LaunchDaemon(t, harness.SimulatedFor("vision"))

@@ -49,7 +49,8 @@ func TestGoModule(t *testing.T) {
 		default:
 			refused++
 			w.Header().Set("WWW-Authenticate",
-				challenge+`, error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnsibmJmIjp7ImVzc2VudGlhbCI6dHJ1ZSwidmFsdWUiOiIxIn19fQ=="`)
+				challenge+`, error="insufficient_claims", `+
+					`claims="eyJhY2Nlc3NfdG9rZW4iOnsibmJmIjp7ImVzc2VudGlhbCI6dHJ1ZSwidmFsdWUiOiIxIn19fQ=="`)
 			w.WriteHeader(http.StatusUnauthorized)
 		}
 	}))

@@ -149,7 +149,8 @@ func TestHostileTwins(t *testing.T) {
 	}
 	for _, percept := range []any{
 		"deny", 7, []any{}, map[string]any{"deny": "vision"}, map[string]any{"deny": []any{7}},
-		map[string]any{"deny": []any{map[string]any{"modul": "vision"}}}, map[string]any{"deny": []any{map[string]any{}}},
+		map[string]any{"deny": []any{map[string]any{"modul": "vision"}}},
+		map[string]any{"deny": []any{map[string]any{}}},
 		map[string]any{"denied": []any{}}, map[string]any{"logLevel": "loud"},
 		map[string]any{"policyChanges": []any{map[string]any{"resource": harness.VaultURI, "effect": "revoked"}}},
 	} {

@@ -119,7 +119,8 @@ func TestIoTHubCredentials(t *testing.T) {
 		},
 		"systemd's credential": func(t *testing.T) (string, string, []string) {
 			credentials := t.TempDir()
-			must(t, os.WriteFile(filepath.Join(credentials, "iothub"), []byte(s.CreateDevice("a-credential")+"\n"), 0o400))
+			must(t, os.WriteFile(filepath.Join(credentials, "iothub"), []byte(s.CreateDevice("a-credential")+"\n"),
+				0o400))
 			return "a-credential", s.section(`credential = "iothub"`), []string{"CREDENTIALS_DIRECTORY=" + credentials}
 		},
 		"a certificate": func(t *testing.T) (string, string, []string) {

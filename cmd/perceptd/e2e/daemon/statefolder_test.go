@@ -153,8 +153,8 @@ func TestUnreadablePolicyChanges(t *testing.T) {
 	}
 }
 
-// Where a file is in the place of the state folder, it is not known what was kept there: the daemon refuses every token,
-// says so, and serves when root says that nothing was denied.
+// Where a file is in the place of the state folder, it is not known what was kept there: the daemon refuses every
+// token, says so, and serves when root says that nothing was denied.
 func TestNoStateDirectory(t *testing.T) {
 	t.Parallel()
 	d := harness.NewDaemon(t, harness.SimulatedFor())
@@ -163,13 +163,15 @@ func TestNoStateDirectory(t *testing.T) {
 	}
 	d = d.Restart(t)
 	if status, body, err := d.Ask(d.Admin(), "POST", api.PathPolicyChanges,
-		`{"all_resources":true,"effect":"changed"}`); status != 507 || !strings.Contains(body, "the change is in force, and the record of policy changes cannot be read now") {
+		`{"all_resources":true,"effect":"changed"}`); status != 507 ||
+		!strings.Contains(body, "the change is in force, and the record of policy changes cannot be read now") {
 		t.Errorf("%d %s %v", status, body, err)
 	}
 	move := "move what is in the place of " + d.StateDir() + " away"
 	trouble := d.Status(t).Trouble
 	for _, want := range []string{
-		"the record of policy changes cannot be read now", "every request is refused: the record of deny rules cannot be read now",
+		"the record of policy changes cannot be read now", "every request is refused: the record of deny rules " +
+			"cannot be read now",
 	} {
 		if !slices.ContainsFunc(trouble, func(text string) bool {
 			return strings.Contains(text, want) && strings.Contains(text, move)
@@ -177,7 +179,8 @@ func TestNoStateDirectory(t *testing.T) {
 			t.Errorf("trouble %q lacks %q and %q", trouble, want, move)
 		}
 	}
-	if status, body, err := d.Get(d.Token(), harness.VaultToken); err != nil || status != 503 || !strings.Contains(body, move) {
+	if status, body, err := d.Get(d.Token(), harness.VaultToken); err != nil || status != 503 ||
+		!strings.Contains(body, move) {
 		t.Errorf("%d %s %v", status, body, err)
 	}
 	status, body, err := d.Ask(d.Admin(), "DELETE", api.PathDenyLost, "")

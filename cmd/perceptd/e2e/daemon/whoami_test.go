@@ -21,11 +21,13 @@ func TestDaemonExplainsItself(t *testing.T) {
 		t.Errorf("%d %v %s", status, err, body)
 	}
 	if _, body, _ := d.Get(d.Admin(),
-		api.PathGrantsCheck+"?module=vision&resource="+harness.VaultURI); !strings.Contains(body, `"allowed":true`) || !strings.Contains(body, `config.toml:`) {
+		api.PathGrantsCheck+"?module=vision&resource="+harness.VaultURI); !strings.Contains(body, `"allowed":true`) ||
+		!strings.Contains(body, `config.toml:`) {
 		t.Error(body)
 	}
 	if _, body, _ := d.Get(d.Admin(),
-		api.PathGrantsCheck+"?module=speech&resource="+harness.VaultURI); !strings.Contains(body, "no grant is for module speech") {
+		api.PathGrantsCheck+"?module=speech&resource="+harness.VaultURI); !strings.Contains(body,
+		"no grant is for module speech") {
 		t.Error(body)
 	}
 }
