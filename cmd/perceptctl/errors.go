@@ -203,7 +203,7 @@ func refusalHint(err *client.Error) string {
 		if err.NearMiss != nil {
 			return "" // the detail says what to do
 		}
-		return "perceptctl status lists the identities; grants are in /etc/percept/config.toml"
+		return "perceptctl status lists the identities, and the files of the configuration, where grants are"
 	case api.CodeFaultyGrant, api.CodeNoConfiguration:
 		return "sudo perceptd --check, on the device, names every fault of the configuration; once it is mended: " +
 			"sudo perceptctl reload"
@@ -243,10 +243,11 @@ func refusalHint(err *client.Error) string {
 		return "check the device's network, the endpoint, and whether a proxy or a filter answers in its place; " +
 			"perceptctl status shows when perceptd tries again"
 	case api.CodeMalformedAnswer:
-		return "check this device's clock (timedatectl) and [source] endpoint in /etc/percept/config.toml, and what " +
+		return "check this device's clock (timedatectl) and [source] endpoint in the configuration, and what " +
 			"answers there"
 	case api.CodeIdentityNotFound:
-		return "assign the identity to this device in Azure, or correct its ID in /etc/percept/config.toml"
+		return "assign the identity to this device in Azure, or correct its ID in the configuration, whose files " +
+			"perceptctl status names"
 	case api.CodeRefused:
 		return "check that the resource exists in the tenant and that the identity may have tokens for it"
 	case api.CodeInvalidConfig:
