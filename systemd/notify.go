@@ -107,6 +107,11 @@ func (n Notify) Reloading() error {
 	return n.send(daemon.SdNotifyReloading, "MONOTONIC_USEC="+strconv.FormatInt(now.Nano()/1000, 10))
 }
 
+// Extend has the service manager wait for so much longer, from now on, for a start or a stop that takes its time.
+func (n Notify) Extend(by time.Duration) error {
+	return n.send("EXTEND_TIMEOUT_USEC=" + strconv.FormatInt(by.Microseconds(), 10))
+}
+
 // Stopping says that the daemon is shutting down.
 func (n Notify) Stopping() error { return n.send(daemon.SdNotifyStopping) }
 

@@ -25,6 +25,8 @@ const (
 	keyUnit     = "perceptd-cache-key.service"
 	clockSocket = "perceptd-clock.socket"
 	clockUnit   = "perceptd-clock@.service"
+	configPath  = "perceptd-config.path"
+	configUnit  = "perceptd-config.service"
 	sysusers    = "perceptd.sysusers.conf"
 	tmpfiles    = "perceptd.tmpfiles.conf"
 	dropIns     = "perceptd.service.d"
@@ -94,7 +96,8 @@ func TestServiceUnitAgreesWithTheCode(t *testing.T) {
 		"Service.Type": {"notify"},
 		"Service.ExecStart": {"/usr/bin/perceptd --config /etc/percept/config.toml --runtime-dir " +
 			api.RuntimeDir},
-		"Service.ExecReload":               {"+/usr/bin/perceptctl reload"},
+		"Service.ExecReload": {"+/usr/bin/perceptctl reload",
+			"+-/usr/bin/systemctl start " + configUnit},
 		"Service.Sockets":                  {tokenUnit + " " + adminUnit},
 		"Service.NotifyAccess":             {"main"},
 		"Service.WatchdogSec":              {"30"},
@@ -170,6 +173,38 @@ func TestKeyUnitAgreesWithTheService(t *testing.T) {
 	} {
 		if !slices.Equal(got[key], want) {
 			t.Errorf("%s: %s is %q, want %q", keyUnit, key, got[key], want)
+		}
+	}
+}
+
+// Root keeps the copy of the configuration, by what the daemon has recorded.
+func TestConfigUnitsAgreeWithTheService(t *testing.T) {
+	t.Parallel()
+	service, path, got := settings(t, serviceUnit), settings(t, configPath), settings(t, configUnit)
+	for _, key := range []string{"Unit.Wants", "Unit.After"} {
+		if !slices.Contains(service[key], configPath) {
+			t.Errorf("%s: %s is %q, without %s", serviceUnit, key, service[key], configPath)
+		}
+	}
+	if got := path["Path.PathChanged"]; !slices.Equal(got, []string{"/var/lib/percept/config-in-force.json"}) {
+		t.Errorf("%s watches %q", configPath, got) // store.ConfigRecord, which this package does not import
+	}
+	config, _, _ := strings.Cut(strings.TrimPrefix(service["Service.ExecStart"][0], "/usr/bin/perceptd "), " --runtime")
+	for key, want := range map[string][]string{
+		"Service.Type": {"oneshot"},
+		"Service.ExecStart": {"/usr/bin/perceptd --keep-config " + config + " --state-dir /var/lib/" +
+			service["Service.StateDirectory"][0]},
+		"Service.User":                  nil, // root, whose the copy has to be
+		"Service.Group":                 service["Service.Group"],
+		"Service.StateDirectory":        {"percept-config"}, // config.KeptFolder
+		"Service.StateDirectoryMode":    {"0750"},
+		"Service.UMask":                 {"0027"},
+		"Service.CapabilityBoundingSet": {"CAP_DAC_READ_SEARCH"},
+		"Unit.StartLimitIntervalSec":    {"0"},
+		"Install.WantedBy":              nil,
+	} {
+		if !slices.Equal(got[key], want) {
+			t.Errorf("%s: %s is %q, want %q", configUnit, key, got[key], want)
 		}
 	}
 }
@@ -337,7 +372,7 @@ func analyze(t *testing.T, dropInNames []string, arguments func(root, units stri
 			t.Fatal(err)
 		}
 	}
-	files := []string{serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket, clockUnit}
+	files := []string{serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket, clockUnit, configPath, configUnit}
 	for _, name := range dropInNames {
 		files = append(files, filepath.Join(dropIns, name))
 	}
@@ -351,7 +386,7 @@ func analyze(t *testing.T, dropInNames []string, arguments func(root, units stri
 	for _, target := range []string{"sysinit", "basic", "shutdown", "sockets"} {
 		write(filepath.Join(root, "usr/lib/systemd/system", target+".target"), "[Unit]\n", 0o644)
 	}
-	for _, program := range []string{"perceptd", "perceptctl"} {
+	for _, program := range []string{"perceptd", "perceptctl", "systemctl"} {
 		write(filepath.Join(root, "usr/bin", program), "", 0o755)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -364,7 +399,7 @@ func TestUnitsVerify(t *testing.T) {
 	t.Parallel()
 	report, err := analyze(t, []string{"azure-arc.conf", "iot-edge.conf", "iothub-credential.conf"}, func(root, _ string) []string {
 		return []string{"verify", "--man=no", "--root=" + root, serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket,
-			strings.Replace(clockUnit, "@", "@1", 1)}
+			configPath, configUnit, strings.Replace(clockUnit, "@", "@1", 1)}
 	})
 	for line := range strings.Lines(report) {
 		// 254
@@ -389,6 +424,7 @@ func TestServicesAreSandboxed(t *testing.T) {
 		"with IoT Hub":   {serviceUnit, "15", []string{"iot-edge.conf", "iothub-credential.conf"}},
 		"the key's":      {keyUnit, "14", nil},
 		"the clock's":    {clockUnit, "15", nil},
+		"the copy's":     {configUnit, "14", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

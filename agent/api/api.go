@@ -451,6 +451,27 @@ type ConfigStatus struct {
 	LoadedOn time.Time `json:"loaded_on"`
 	Error    string    `json:"error,omitempty"` // why the last reload changed nothing
 	ErrorOn  time.Time `json:"error_on,omitzero"`
+
+	// Idle are the elements in force that have a fault, and give nothing.
+	Idle []IdleElement `json:"idle,omitempty"`
+	// Faults are of files that could not be read at the start, or that were refused. Then the last configuration goes
+	// on since LastSince, and what was taken out of the files is still in force; or none is in force, for the reason in
+	// None.
+	Faults    []string  `json:"faults,omitempty"`
+	LastSince time.Time `json:"last_since,omitzero"`
+	None      string    `json:"none,omitempty"`
+	Gone      []string  `json:"gone,omitempty"` // files of the last configuration that are gone, and do not go on
+	// EditedOn is when the files were edited and not reloaded since; zero: they were not.
+	EditedOn time.Time `json:"edited_on,omitzero"`
+	Unread   []string  `json:"unread,omitempty"`  // what is in config.d and is not read, with why
+	NoCopy   string    `json:"no_copy,omitempty"` // why no copy goes on when a file cannot be read at the next start
+}
+
+// IdleElement is an element of the configuration that has a fault.
+type IdleElement struct {
+	Place   string `json:"place"`   // "FILE:LINE"
+	Element string `json:"element"` // "grant 2", "[callers]"
+	Why     string `json:"why"`
 }
 
 // IdentityStatus is one configured identity.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,16 +20,28 @@ import (
 // HeldError reports that another process holds the lock, and what to do.
 type HeldError struct {
 	Process int    // its ID; 0: not known
+	Program string // what it runs, by the name that it goes by (/proc/PID/comm); empty: not known
 	Does    string // what it does with the folder, such as "is serving in /run/percept"; empty: "holds the lock"
 }
 
 func (e HeldError) Error() string {
-	who := "another perceptd"
+	return e.Holder() + ": stop it, or name other folders with --runtime-dir and --state-dir"
+}
+
+// Holder says which process holds the lock, and what it does.
+func (e HeldError) Holder() string {
+	who := "another process"
+	switch e.Program {
+	case "":
+	case "perceptd":
+		who = "another perceptd"
+	default:
+		who = "program " + e.Program
+	}
 	if e.Process != 0 {
 		who += fmt.Sprintf(" (process %d)", e.Process)
 	}
-	return who + " " + cmp.Or(e.Does, "holds the lock") +
-		": stop it, or name other folders with --runtime-dir and --state-dir"
+	return who + " " + cmp.Or(e.Does, "holds the lock")
 }
 
 // Folder is a folder that this process alone uses, until Close or its end.
@@ -92,7 +105,8 @@ func shut(folder *os.File) error {
 func flock(file *os.File) error {
 	err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return HeldError{Process: holder(file)}
+		process := holder(file)
+		return HeldError{Process: process, Program: programOf(process)}
 	}
 	if err != nil {
 		return &fs.PathError{Op: "lock", Path: file.Name(), Err: err}
@@ -110,6 +124,20 @@ func holder(file *os.File) int {
 	}
 	return findHolder(string(locks), fmt.Sprintf("%02x:%02x:%d",
 		unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), st.Ino))
+}
+
+// programOf returns the name that a process goes by, without what could garble a line; empty: it is not known.
+func programOf(process int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", process))
+	if err != nil {
+		return ""
+	}
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, strings.TrimSuffix(string(text), "\n"))
 }
 
 // findHolder reads lines such as "1: FLOCK  ADVISORY  WRITE 1234 00:1a:5678 0 EOF". Those who wait have an arrow more.

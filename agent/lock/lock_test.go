@@ -42,7 +42,7 @@ func TestTake(t *testing.T) {
 	_, err = Take(open(t, path, 0o700))
 	var held HeldError
 	if !errors.As(err, &held) || held.Process != os.Getpid() ||
-		!strings.HasPrefix(held.Error(), "another perceptd (process "+strconv.Itoa(os.Getpid())+") holds the lock: ") {
+		!strings.HasPrefix(held.Error(), "program lock.test (process "+strconv.Itoa(os.Getpid())+") holds the lock: ") {
 		t.Errorf("the second: %v", err)
 	}
 	if err := first.Close(); err != nil {

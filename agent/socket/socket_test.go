@@ -437,7 +437,7 @@ func TestLockHeedsTheOlderOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = Lock(dir, private)
-	wantError(t, err, "another perceptd (process "+strconv.Itoa(os.Getpid())+") is serving in "+dir)
+	wantError(t, err, "program socket.test (process "+strconv.Itoa(os.Getpid())+") is serving in "+dir)
 	if err := unix.Flock(int(older.Fd()), unix.LOCK_UN); err != nil {
 		t.Fatal(err)
 	}
@@ -491,7 +491,7 @@ func TestLockNamesItsHolder(t *testing.T) {
 	dir := folder(t)
 	h := locked(t, dir)
 	_, err := Lock(dir, private)
-	wantError(t, err, "another perceptd (process "+strconv.Itoa(os.Getpid())+") is serving in "+dir, "stop it",
+	wantError(t, err, "program socket.test (process "+strconv.Itoa(os.Getpid())+") is serving in "+dir, "stop it",
 		"--runtime-dir and --state-dir")
 	if err := h.Close(); err != nil {
 		t.Fatal(err)

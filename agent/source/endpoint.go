@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 )
@@ -42,6 +43,12 @@ type environment struct {
 	himds  bool // himdsFile exists
 }
 
+// processEnvironment is this process's. Its variables stay as they are; the agent may be installed, or removed.
+func processEnvironment() environment {
+	_, err := os.Stat(himdsFile)
+	return environment{getenv: os.Getenv, himds: err == nil}
+}
+
 // target is the one endpoint that a source talks to.
 type target struct {
 	form   Endpoint
@@ -65,6 +72,21 @@ func findTarget(want Endpoint, env environment) (target, error) {
 	if want != Auto && want != "" && want != form {
 		return target{}, env.mismatch(want, form)
 	}
+	return env.target(form)
+}
+
+// expected is the target that is wanted, where azidentity would use another. Of what cannot be told it has the form
+// alone.
+func (env environment) expected(want Endpoint) target {
+	at, err := env.target(want)
+	if err != nil {
+		return target{form: want}
+	}
+	return at
+}
+
+// target returns the target of a form.
+func (env environment) target(form Endpoint) (target, error) {
 	switch form {
 	case AppService:
 		if !headerSafe(env.getenv(envHeader)) {
@@ -77,9 +99,10 @@ func findTarget(want Endpoint, env environment) (target, error) {
 			return parseTarget(form, envEndpoint, u)
 		}
 		return parseTarget(form, "the Arc agent's address", defaultArcURL)
-	default:
+	case IMDS:
 		return env.imdsTarget()
 	}
+	return target{}, fmt.Errorf("endpoint %s is of no form", form)
 }
 
 // detect chooses as azidentity does, and refuses what this package does not speak.

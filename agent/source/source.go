@@ -16,7 +16,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -49,24 +48,33 @@ type Options struct {
 // ManagedIdentity gets tokens of managed identities through azidentity. It is safe for use by many
 // goroutines, for several identities at once.
 type ManagedIdentity struct {
-	at        target
-	timeout   time.Duration
-	transport *transport
+	want        Endpoint
+	environment func() environment
+	at          target
+	timeout     time.Duration
+	transport   *transport
 
-	mu sync.Mutex
-	// guarded by mu; one for each selector ever asked with
+	mu      sync.Mutex // protects what follows
+	missing error      // why azidentity would not use at; nil: it would
+	// one for each selector ever asked with
 	credentials map[tokencache.Selector]*azidentity.ManagedIdentityCredential
 }
 
 // New finds the endpoint; it sends nothing. The error says what to change in the environment or the
-// configuration when azidentity would not use the endpoint that was named.
-func New(o Options) (*ManagedIdentity, error) {
-	_, err := os.Stat(himdsFile)
-	at, err := findTarget(o.Endpoint, environment{getenv: os.Getenv, himds: err == nil})
-	if err != nil {
-		return nil, fmt.Errorf("source managed-identity: %w", err)
+// configuration when azidentity would not use the endpoint that was named. Then the source is there all the same:
+// each fetch looks again, and fails with that error, until azidentity would.
+func New(o Options) (*ManagedIdentity, error) { return newIn(processEnvironment, o) }
+
+func newIn(now func() environment, o Options) (*ManagedIdentity, error) {
+	env := now()
+	at, err := findTarget(o.Endpoint, env)
+	if err == nil {
+		return newAt(at, o), nil
 	}
-	return newAt(at, o), nil
+	m := newAt(env.expected(o.Endpoint), o)
+	m.want, m.environment = o.Endpoint, now
+	m.missing = fmt.Errorf("source managed-identity: %w", err)
+	return m, m.missing
 }
 
 func newAt(at target, o Options) *ManagedIdentity {
@@ -90,15 +98,38 @@ func newAt(at target, o Options) *ManagedIdentity {
 	}
 }
 
-// Endpoint returns the form in use: Arc, AppService or IMDS, never Auto.
+// Endpoint returns the form in use: Arc, AppService or IMDS. While azidentity would not use the one that was named, it
+// is that one, and may be Auto.
 func (m *ManagedIdentity) Endpoint() Endpoint { return m.at.form }
 
-// Address returns the host:port that is connected to.
+// Address returns the host:port that is connected to; empty: it is not known.
 func (m *ManagedIdentity) Address() string { return m.at.dial }
+
+// Missing looks whether azidentity would use the endpoint by now, and returns why it would not.
+func (m *ManagedIdentity) Missing() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.missing == nil {
+		return nil
+	}
+	switch at, err := findTarget(m.want, m.environment()); {
+	case err != nil:
+		m.missing = fmt.Errorf("source managed-identity: %w", err)
+	case at != m.at:
+		m.missing = fmt.Errorf("source managed-identity: azidentity chooses %s by now: systemctl restart perceptd",
+			at.form)
+	default:
+		m.missing = nil
+	}
+	return m.missing
+}
 
 // Fetch asks the endpoint once for a token of key. The error is a *tokencache.FetchError, or wraps
 // context.Canceled when ctx was cancelled; a deadline of ctx is an Unreachable endpoint.
 func (m *ManagedIdentity) Fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+	if err := m.Missing(); err != nil {
+		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: err.Error()}
+	}
 	credential, failed := m.credential(key.Selector)
 	if failed != nil {
 		return tokencache.Fetched{}, failed

@@ -35,7 +35,7 @@ func TestLock(t *testing.T) {
 		if !errors.As(err, &by) || by.Process != os.Getpid() {
 			t.Fatalf("the second: %v", err)
 		}
-		want := "another perceptd (process " + strconv.Itoa(os.Getpid()) + ") keeps its state in " + path +
+		want := "program store.test (process " + strconv.Itoa(os.Getpid()) + ") keeps its state in " + path +
 			": stop it, or name other folders with --runtime-dir and --state-dir"
 		if err.Error() != want {
 			t.Errorf("%q, want %q", err, want)

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	"go.uber.org/zap"
 
@@ -22,42 +24,108 @@ var identityVariables = [...]string{
 	"MSI_ENDPOINT", "MSI_SECRET", "AZURE_POD_IDENTITY_AUTHORITY_HOST",
 }
 
-// backend is where tokens come from, and the clock that its tokens live by.
+// backend is where tokens come from, and the clock that its tokens live by. The daemon serves also while there is no
+// source: each fetch then fails with the reason.
 type backend struct {
-	source    *source.ManagedIdentity
+	log       *zap.Logger
 	clock     tokencache.Clock
 	word      func() clock.Word // who vouches for clock
 	simulator *simulator.Server // in this process; nil: none is
-	kind      string
-	forgets   bool // clock begins anew with each process, so that its times are of no use to the next
+	forgets   bool              // clock begins anew with each process, so that its times are of no use to the next
+
+	mu     sync.Mutex // protects what follows
+	kind   string
+	source *source.ManagedIdentity // nil: there is none
+	none   error                   // why not
+	gave   bool                    // source has given a token
 }
 
 // simulated reports whether the tokens open nothing.
-func (b *backend) simulated() bool { return b.kind == config.Simulated }
+func (b *backend) simulated() bool { return b.status().Kind == config.Simulated }
 
 // newBackend makes the source that the configuration names. A simulated one is the one that the environment leads to,
 // or begins to serve on loopback in this process; azidentity is pointed at it. Close what it returns.
-func newBackend(c config.Source, log *zap.Logger) (*backend, error) {
-	b := &backend{kind: c.Kind}
+func newBackend(c config.Source, log *zap.Logger) *backend {
+	b := &backend{log: log, kind: c.Kind}
 	b.clock, b.word = clock.Device()
-	if b.simulated() {
-		var err error
-		if at := os.Getenv(simulator.URLVariable); at != "" {
-			c.Endpoint, err = source.AppService, b.joinSimulator(c, at)
-		} else {
-			c.Endpoint, err = source.Auto, b.simulate(c) // Auto: as the environment says by now
-		}
-		if err != nil {
-			return nil, err
-		}
+	switch at := os.Getenv(simulator.URLVariable); {
+	case c.Fault != "":
+		b.kind, b.none = "", fmt.Errorf("[source] of the configuration cannot be used: %s", c.Fault)
+	case c.Kind == config.Simulated && at != "":
+		c.Endpoint, b.none = source.AppService, b.joinSimulator(c, at)
+	case c.Kind == config.Simulated:
+		c.Endpoint, b.none = source.Auto, b.simulate(c) // Auto: as the environment says by now
 	}
-	var err error
-	options := source.Options{Endpoint: c.Endpoint, Wall: b.clock.Wall, ClockTrusted: b.clock.Synchronised, Log: log}
-	if b.source, err = source.New(options); err != nil {
-		b.close()
-		return nil, err
+	if b.none != nil {
+		log.Error("there is no source of tokens", zap.Error(b.none))
+	} else {
+		b.source = b.make(c)
 	}
-	return b, nil
+	return b
+}
+
+// make makes a source of managed identities. One whose endpoint is not there yet is made all the same: its fetches look
+// again.
+func (b *backend) make(c config.Source) *source.ManagedIdentity {
+	made, missing := source.New(source.Options{
+		Endpoint: c.Endpoint, Wall: b.clock.Wall, ClockTrusted: b.clock.Synchronised, Log: b.log,
+	})
+	if missing != nil {
+		b.log.Error("there is no source of tokens: each fetch looks for it again", zap.Error(missing))
+	}
+	return made
+}
+
+// errSourceStays is why another source waits for a restart.
+var errSourceStays = errors.New("[source] cannot change while the daemon runs: systemctl restart perceptd")
+
+// replace puts another source in the place of one that is not there and has given no token. mayHold reports whether
+// the tokens that are held may be of that source.
+func (b *backend) replace(c config.Source, mayHold func(api.SourceStatus) bool) error {
+	if c.Kind != config.ManagedIdentity || c.Fault != "" || b.simulator != nil || b.missing() == nil {
+		return errSourceStays
+	}
+	next := b.make(c)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.gave || !mayHold(statusOf(c.Kind, next)) {
+		return errSourceStays
+	}
+	b.kind, b.source, b.none = c.Kind, next, nil
+	return nil
+}
+
+// fetch asks the source. It may be another by the time that it answers: then that answer counts for nothing.
+func (b *backend) fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+	b.mu.Lock()
+	from, none := b.source, b.none
+	b.mu.Unlock()
+	if from == nil {
+		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Unreachable, Detail: none.Error()}
+	}
+	fetched, err := from.Fetch(ctx, key)
+	if err != nil {
+		return tokencache.Fetched{}, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.source != from {
+		return tokencache.Fetched{}, &tokencache.FetchError{Kind: tokencache.Unreachable,
+			Detail: "another source is in force by now: ask again"}
+	}
+	b.gave = true
+	return fetched, nil
+}
+
+// missing is why there is no source now; nil: there is one.
+func (b *backend) missing() error {
+	b.mu.Lock()
+	from, none := b.source, b.none
+	b.mu.Unlock()
+	if from == nil {
+		return none
+	}
+	return from.Missing()
 }
 
 // joinSimulator uses the simulated back end of another process, and lives by its clock. It uses no other back end: only
@@ -135,7 +203,17 @@ func setIdentityVariables(variables []string) error {
 }
 
 func (b *backend) status() api.SourceStatus {
-	return api.SourceStatus{Kind: b.kind, Endpoint: string(b.source.Endpoint()), Address: b.source.Address()}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return statusOf(b.kind, b.source)
+}
+
+// statusOf describes a source of a kind; from is nil where there is none.
+func statusOf(kind string, from *source.ManagedIdentity) api.SourceStatus {
+	if from == nil {
+		return api.SourceStatus{Kind: kind}
+	}
+	return api.SourceStatus{Kind: kind, Endpoint: string(from.Endpoint()), Address: from.Address()}
 }
 
 func (b *backend) close() {

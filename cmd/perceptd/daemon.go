@@ -3,12 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"net"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,9 +32,6 @@ const (
 	drainTimeout = 4 * time.Second
 	// backEndTimeout is how long they may wait for the back end in that time; then they are told to come back.
 	backEndTimeout = 3 * time.Second
-	// notifyRetryInterval is how soon systemd, whose queue was full, is told again that the daemon serves, and what to
-	// keep of it.
-	notifyRetryInterval = time.Second
 )
 
 // daemon is the running program: the parts, and what is known of the configuration in force.
@@ -63,21 +58,23 @@ type daemon struct {
 	state              *state
 
 	stateLock *lock.Folder // nil: there is no state directory
+	kept      *config.Kept // where root keeps a copy of the configuration in force; nil: nowhere
+	edits     edits
 
 	reloading sync.Mutex // one reload at a time
 
 	mu          sync.Mutex // protects what follows
-	config      config.Config
-	loadedOn    time.Time
+	inForce     inForce
+	unnoted     error  // why what is in force could not be recorded
 	fault       string // why the last reload changed nothing
 	faultOn     time.Time
 	limitations []attest.Limitation
 }
 
 // start makes every part and begins to serve.
-func start(f flags, c config.Config, log *zap.Logger, level zap.AtomicLevel) (_ *daemon, err error) {
+func start(ctx context.Context, f flags, log *zap.Logger, level zap.AtomicLevel) (_ *daemon, err error) {
 	d := &daemon{
-		flags: f, log: log, config: c,
+		flags: f, log: log, kept: keptBy(os.Getenv(stateVariable)),
 		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), limitationsChanged: make(chan struct{}, 1),
 		untold: make(chan struct{}, 1), failed: make(chan error, 1),
 	}
@@ -95,35 +92,35 @@ func start(f flags, c config.Config, log *zap.Logger, level zap.AtomicLevel) (_ 
 			d.release()
 		}
 	}()
-	held, err := socket.Lock(f.runtimeDir, api.ModulesDirName)
-	if err != nil {
+	var held *socket.Dir
+	if err := d.whileHeld(ctx, func() (err error) {
+		held, err = socket.Lock(f.runtimeDir, api.ModulesDirName)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	d.sockets = &sockets{
 		dir: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify,
 		room: max(0, systemd.StoreRoom()-store.HandoffRoom), modules: make(map[string]*socket.Listener),
 	}
-	if d.backend, err = newBackend(c.Source, log); err != nil {
-		return nil, err
-	}
-	d.started = d.backend.clock.Wall()
-	d.loadedOn = d.started
+	c := d.configure()
 	d.hub = &iotHub{ // before the agent, whose changes it is told of
 		status: func() api.Status { return d.server.Status(d.describe()) }, log: log,
 		level: level, least: level.Level(), changed: d.noteChange,
 	}
 	options := agent.Options{
-		Fetch: d.backend.source.Fetch, Simulated: d.backend.simulated(), Clock: d.backend.clock, Rules: c.Rules,
+		Fetch: d.backend.fetch, Simulated: d.backend.simulated(), Clock: d.backend.clock, Rules: c.Rules,
 		Log: log, Changed: d.agentChanged,
 	}
-	if err := d.openState(&options, given.Files); err != nil {
+	if err := d.openState(ctx, whyTokensWait(c), &options, given.Files); err != nil {
 		return nil, err
 	}
 	if d.agent, err = agent.New(options); err != nil {
 		return nil, err
 	}
+	d.unnoted = d.note(d.inForce)
 	d.callers = attest.New(attest.Options{
-		TrustOwnUser: os.Getenv("STATE_DIRECTORY") == "", // which systemd sets for the service
+		TrustOwnUser: os.Getenv(stateVariable) == "", // which systemd sets for the service
 		Changed:      func() { signalOn(d.limitationsChanged) },
 	})
 	d.callers.SetRules(c.CallerRules())
@@ -159,6 +156,34 @@ func connectionLimits() server.Limits {
 	return server.Limits{}.Within(int(min(files.Cur, math.MaxInt32) / 4 * 3))
 }
 
+// configure decides what is in force, and makes the back end that it names.
+func (d *daemon) configure() config.Config {
+	made := os.Getenv(stateVariable)
+	if d.kept != nil {
+		d.flags.placeState(config.ManagedIdentity, made) // where the record of what was in force is
+	}
+	d.inForce = d.begin()
+	c := d.inForce.config
+	d.flags.placeState(c.Source.Kind, made)
+	d.backend = newBackend(c.Source, d.log)
+	d.started = d.backend.clock.Wall()
+	if d.inForce.since.IsZero() {
+		d.inForce.since = d.started
+	}
+	return c
+}
+
+// whyTokensWait is why tokens that were kept are not taken over yet; nil: they are.
+func whyTokensWait(c config.Config) error {
+	switch {
+	case c.Rules.NoRules != "":
+		return errors.New("no configuration is in force")
+	case c.Source.Fault != "":
+		return errors.New("[source] of the configuration cannot be used")
+	}
+	return nil
+}
+
 // fromSystemd reads what the service manager passed, before anything else reads the environment.
 func (d *daemon) fromSystemd() (_ systemd.Given, err error) {
 	if d.notify, err = systemd.NotifyFromEnvironment(); err != nil {
@@ -185,10 +210,10 @@ func (d *daemon) listen(given map[string]*net.UnixListener) error {
 		return err
 	}
 	d.sockets.takeStored(given)
-	d.sockets.setModules(d.config.Modules())
-	d.loop.set(d.config.Loopback.Address, d.agent.Grants())
-	d.sockets.serve(token, admin) // so late that whoever gets an answer finds the modules' sockets
-	d.hub.set(d.config.IoTHub)    // which nobody waits for
+	d.sockets.setModules(d.inForce.config.Modules())
+	d.loop.set(d.inForce.config.Loopback.Address, d.agent.Grants())
+	d.sockets.serve(token, admin)      // so late that whoever gets an answer finds the modules' sockets
+	d.hub.set(d.inForce.config.IoTHub) // which nobody waits for
 	return nil
 }
 
@@ -227,14 +252,6 @@ func (d *daemon) agentChanged() {
 
 // noteChange makes the status text be told anew.
 func (d *daemon) noteChange() { signalOn(d.changed) }
-
-// signalOn leaves a signal on a channel that holds one.
-func signalOn(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
 
 // serve runs until a signal or ctx ends it, and returns nil when that was in order.
 func (d *daemon) serve(ctx context.Context) error {
@@ -281,40 +298,15 @@ func (d *daemon) announce() {
 			strings.Join(d.describe().Config.Files, " ")),
 	}
 	d.mu.Lock()
-	warnings := d.config.Warnings
+	c := d.inForce
 	d.mu.Unlock()
-	d.warn(warnings)
+	d.warn(c.config.Warnings)
+	c.log(d.log)
 	if d.backend.simulated() {
 		d.log.Warn("SIMULATED back end: its tokens open nothing; "+simulator.Steerers+" can steer it", fields...)
 		return
 	}
 	d.log.Info("serving", fields...)
-}
-
-// ready says that the daemon serves, after a start and after a reload, which systemd gives up when it is not told. When
-// its queue is full it is told again, and so it is of the sockets that it did not take.
-func (d *daemon) ready() {
-	err := d.notify.Ready()
-	d.told(err)
-	if errors.Is(err, systemd.ErrBusy) || d.sockets.behind() {
-		time.AfterFunc(notifyRetryInterval, func() { signalOn(d.untold) })
-	}
-}
-
-// warn notes what is in force, and is not as it should be.
-func (d *daemon) warn(warnings []string) {
-	for _, warning := range warnings {
-		d.log.Warn("the configuration is open to a group", zap.String("what", warning))
-	}
-}
-
-func (d *daemon) tellStatus() { d.told(d.teller.tell()) }
-
-// told notes that systemd could not be told something, which is no reason to stop.
-func (d *daemon) told(err error) {
-	if err != nil {
-		d.log.Debug("systemd was not told", zap.Error(err))
-	}
 }
 
 // recheck has the status text follow what comes and goes without an event: a module's socket that is removed, trouble
@@ -365,56 +357,4 @@ func (d *daemon) stop(why string) error {
 	d.release()
 	d.log.Info("stopped")
 	return nil
-}
-
-// reload puts the configuration files in force, whole or not at all, and returns what changed and what is not as it
-// should be.
-func (d *daemon) reload(ctx context.Context) (api.ReloadResponse, error) {
-	d.reloading.Lock()
-	defer d.reloading.Unlock()
-	d.told(d.notify.Reloading())
-	defer d.ready()
-	c, err := config.Load(d.flags.config)
-	var changes []string
-	if err == nil {
-		changes, err = d.apply(ctx, c)
-	}
-	d.mu.Lock()
-	if err != nil {
-		d.fault, d.faultOn = err.Error(), d.backend.clock.Wall()
-	} else {
-		d.config, d.loadedOn, d.fault = c, d.backend.clock.Wall(), ""
-	}
-	d.mu.Unlock()
-	d.updateLimitations(ctx)
-	d.tellStatus()
-	if err != nil {
-		d.log.Error("the configuration was not reloaded, nothing changed", zap.Error(err))
-		return api.ReloadResponse{}, fmt.Errorf("nothing changed: %w", err)
-	}
-	d.warn(c.Warnings)
-	d.log.Info("configuration reloaded", zap.Strings("changes", changes))
-	return api.ReloadResponse{Changes: changes, Warnings: append(c.Rules.UselessAlternates(), c.Warnings...)}, nil
-}
-
-func (d *daemon) apply(ctx context.Context, c config.Config) ([]string, error) {
-	d.mu.Lock()
-	before := d.config
-	d.mu.Unlock()
-	if c.Source != before.Source {
-		return nil, errors.New("[source] cannot change while the daemon runs: systemctl restart perceptd")
-	}
-	if err := checkHub(ctx, c.IoTHub, before.IoTHub); err != nil {
-		return nil, err
-	}
-	changes, err := d.agent.Apply(c.Rules)
-	if err != nil {
-		return nil, err
-	}
-	d.callers.SetRules(c.CallerRules())
-	d.sockets.setModules(c.Modules())
-	d.loop.set(c.Loopback.Address, d.agent.Grants())
-	ofHub := d.hub.credentialChanges(ctx, c.IoTHub)
-	d.hub.set(c.IoTHub)
-	return slices.Concat(changes, c.Changes(before), ofHub), nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -131,9 +132,6 @@ func TestInsideRefusals(t *testing.T) {
 		name, says string
 		spoil      func(t *testing.T, d *harness.Daemon)
 	}{
-		{"no endpoint", "perceptd: source managed-identity: ", func(t *testing.T, d *harness.Daemon) {
-			d.Rewrite(t, "[source]\nendpoint = \"app-service\"\n\n[[identity]]\nname = \"device\"\n")
-		}},
 		{"descriptors that are none", "perceptd: LISTEN_FDS=\"many\" is no number of descriptors",
 			func(t *testing.T, _ *harness.Daemon) {
 				t.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
@@ -169,6 +167,39 @@ func TestInsideRefusals(t *testing.T) {
 				t.Error("a socket is left where nobody answers")
 			}
 		})
+	}
+}
+
+// A source that is not there keeps nothing down: each request is answered with the reason, and a reload that names
+// another one heals it.
+func TestInsideWithoutSource(t *testing.T) {
+	const rest = `
+[[identity]]
+name = "device"
+
+[[grant]]
+caller = { uid = %d }
+identity = "device"
+resources = ["https://vault.azure.net"]
+`
+	granted := fmt.Sprintf(rest, os.Getuid())
+	for _, source := range []string{"endpoint = \"app-service\"", "endpoint = 5"} {
+		d := runInside(t, "[source]\n"+source+"\n"+granted)
+		d.AwaitHealth(t)
+		if status, body, err := d.Get(d.Token(), harness.VaultToken); status != 503 || !strings.Contains(body, "source") {
+			t.Errorf("%s: %d %s %v", source, status, body, err)
+		}
+		if s := d.Status(t); !strings.Contains(strings.Join(s.Trouble, "\n"), "no token can be fetched: ") {
+			t.Errorf("%s: trouble %q", source, s.Trouble)
+		}
+		if status, body := d.Reload(t, "[source]\nendpoint = \"imds\"\n"+granted); status != 200 {
+			t.Errorf("%s: %d %s", source, status, body)
+		}
+		if s := d.Status(t); s.Source.Endpoint != "imds" ||
+			strings.Contains(strings.Join(s.Trouble, "\n"), "no token can be fetched: ") {
+			t.Errorf("%s: %+v %q", source, s.Source, s.Trouble)
+		}
+		d.end()
 	}
 }
 

@@ -106,3 +106,10 @@ func isLogger(function string) bool {
 	}
 	return false
 }
+
+// told notes that systemd could not be told something, which is no reason to stop.
+func (d *daemon) told(err error) {
+	if err != nil {
+		d.log.Debug("systemd was not told", zap.Error(err))
+	}
+}

@@ -123,7 +123,6 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"extra"}, exitUsage, "", `unexpected argument "extra"`},
 		{[]string{"--check", "--config", good}, exitOK, "configuration is fine: ", ""},
 		{[]string{"--check", "--config", bad}, exitFailed, "", "unknown key x"},
-		{[]string{"--config", bad}, exitConfig, "", "unknown key x"},
 		{[]string{"--config", good, "--log-level", "loud"}, exitUsage, "", "it must be debug, info, warn or error"},
 		{[]string{"--config", good, "--runtime-dir", "/nonexistent"}, exitFailed, "",
 			"/nonexistent: no such file or directory"},

@@ -2,11 +2,13 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"go.uber.org/zap"
@@ -25,7 +27,6 @@ import (
 // state is what of the token cache outlives this process: what is handed over through systemd, and a file.
 type state struct {
 	log     *zap.Logger
-	source  store.Source
 	handoff store.Handoff
 	denied  store.DenyHandoff
 	tokens  *store.Tokens // nil: there is no file
@@ -37,6 +38,15 @@ type state struct {
 
 	handoffFault, fileFault atomic.Pointer[error] // why the last save failed; nil: it worked
 	trouble                 string                // what is wrong with the key or the file; empty: nothing
+
+	mu     sync.Mutex // protects what follows
+	kind   string     // of the source
+	source store.Source
+	taken  bool // tokens of source were taken over from an earlier process
+	// waiting is why those are not taken over yet: nothing says whose tokens are of use, or to whom; nil: nothing waits.
+	// Nothing is saved meanwhile. begun is what was read of them.
+	waiting error
+	begun   []tokencache.Snapshot
 }
 
 // boundTo is what of the device the file of tokens is bound to. It is known once the key is there.
@@ -46,11 +56,12 @@ type boundTo struct {
 }
 
 // openState has the agent begin with what processes before saved, and save what the next begins with. handedOver is
-// what systemd holds. The daemon also serves where it can save nothing, and says so; but it refuses to start beside
-// another daemon that has locked the same folder.
-func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) error {
+// what systemd holds. The daemon also serves where it can save nothing, and says so; but it does not serve beside
+// another process that has locked the same folder. waiting is why tokens that were kept are not taken over yet.
+func (d *daemon) openState(ctx context.Context, waiting error, o *agent.Options, handedOver map[string]*os.File) error {
+	from := d.backend.status()
 	s := &state{
-		log: d.log, source: sourceOf(d.backend.status()),
+		log: d.log, kind: from.Kind, source: sourceOf(from), waiting: waiting,
 		handoff: store.Handoff{Store: d.notify.Store, Discard: d.notify.Discard},
 		denied:  store.DenyHandoff{Handoff: store.Handoff{Store: d.notify.Store, Discard: d.notify.Discard}},
 	}
@@ -60,9 +71,11 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 			_ = file.Close()
 		}
 	}()
-	var held lock.HeldError
-	var err error
-	if d.stateLock, err = store.Lock(d.flags.stateDir); errors.As(err, &held) {
+	err := d.whileHeld(ctx, func() (err error) {
+		d.stateLock, err = store.Lock(d.flags.stateDir)
+		return err
+	})
+	if _, held := errors.AsType[lock.HeldError](err); held || errors.Is(err, errAskedToEnd) {
 		return err
 	}
 	if err != nil {
@@ -106,21 +119,24 @@ func (d *daemon) openState(o *agent.Options, handedOver map[string]*os.File) err
 		d.log.Error("the kept tokens cannot be used and are fetched anew", zap.Error(begin.TokensFault))
 	}
 	o.Record, o.UnreadRecord, o.LostRecord = begin.Record, begin.Unread, begin.Lost
-	o.Snapshot, o.Copies, o.On = s.real(begin.Snapshot, d.config.Source.Kind), begin.Copies, begin.On
+	o.Snapshot, o.Copies, o.On = s.real(begin.Snapshot), begin.Copies, begin.On
 	for _, m := range begin.Unopened {
-		o.Unopened = append(o.Unopened, s.real(m, d.config.Source.Kind))
+		o.Unopened = append(o.Unopened, s.real(m))
 	}
+	s.taken = begin.Snapshot != nil
 	o.LoadRecord, o.SaveRecord = record.Load, record.Save
 	o.Deny = s.denyStore(store.OpenDenyRules(record), denied, d.notify.Enabled())
 	if awaited != nil { // also where no tokens are there yet
 		begin.UnreadTokens = awaited
 	}
 	if begin.UnreadTokens != nil {
-		o.UnreadTokens = begin.UnreadTokens
-		o.LoadTokens = func() ([]tokencache.Snapshot, []*tokencache.Snapshot, error) {
-			return s.loadAgain(d.config.Source.Kind)
-		}
 		s.fileFault.Store(&begin.UnreadTokens)
+	}
+	if waiting != nil {
+		s.begun = begin.Copies
+	}
+	if o.UnreadTokens = cmp.Or(waiting, begin.UnreadTokens); o.UnreadTokens != nil {
+		o.LoadTokens = s.loadAgain
 	}
 	if s.noHandoff == "" && d.notify.Enabled() {
 		o.Persistence.HandOver = s.handOver
@@ -242,6 +258,9 @@ func sourceOf(from api.SourceStatus) store.Source {
 
 // ours reports whether the tokens of m are of this source.
 func (s *state) ours(m *tokencache.Snapshot) bool {
+	if s.waiting != nil {
+		return false // for now
+	}
 	if s.source.Has(m) {
 		return true
 	}
@@ -251,28 +270,56 @@ func (s *state) ours(m *tokencache.Snapshot) bool {
 }
 
 // loadAgain reads what could not be read before, as far as it can be now: all of it, and that whose tokens are of use.
-// What is read comes once, with an error too.
-func (s *state) loadAgain(kind string) (all []tokencache.Snapshot, ours []*tokencache.Snapshot, err error) {
-	all, err = s.tokens.LoadAgain()
-	for i := range all {
-		if all[i].DenyRules { // also for the start after this
-			s.record.NoteDenyRules()
-		}
-		if s.ours(&all[i]) {
-			ours = append(ours, s.real(&all[i], kind))
+// What is read comes once, with an error too. It waits while a reload settles whose tokens are.
+func (s *state) loadAgain() (all []tokencache.Snapshot, ours []*tokencache.Snapshot, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting != nil {
+		return nil, nil, s.waiting
+	}
+	if s.tokens != nil {
+		all, err = s.tokens.LoadAgain()
+	}
+	for _, copies := range [][]tokencache.Snapshot{s.begun, all} {
+		for i := range copies {
+			if copies[i].DenyRules { // also for the start after this
+				s.record.NoteDenyRules()
+			}
+			if s.ours(&copies[i]) {
+				ours = append(ours, s.real(&copies[i]))
+			}
 		}
 	}
+	s.begun, s.taken = nil, s.taken || len(ours) > 0
 	if err == nil {
 		s.fileFault.Store(nil)
 	}
 	return all, ours, err
 }
 
+// settle calls apply, which puts a configuration in force. Tokens that wait for one are taken over after it, those of
+// the source that there is then.
+func (s *state) settle(from func() api.SourceStatus, apply func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := apply(); err != nil {
+		return err
+	}
+	s.kind, s.source = from().Kind, sourceOf(from())
+	s.waiting = nil
+	return nil
+}
+
+// mayBeLocked reports whether all tokens that were taken over are of that source too.
+func (s *state) mayBeLocked(from api.SourceStatus) bool {
+	return !s.taken || sourceOf(from).Name == s.source.Name
+}
+
 // real returns m without what a simulated back end made, which opens nothing: where the real one's address was that of
 // a simulator, the tokens of both have one source. A process that is led to a simulator on purpose keeps them; then its
 // environment says so.
-func (s *state) real(m *tokencache.Snapshot, kind string) *tokencache.Snapshot {
-	if m == nil || kind == config.Simulated || os.Getenv(simulator.URLVariable) != "" {
+func (s *state) real(m *tokencache.Snapshot) *tokencache.Snapshot {
+	if m == nil || s.kind == config.Simulated || os.Getenv(simulator.URLVariable) != "" {
 		return m
 	}
 	left, dropped := m.WithoutSimulated()
@@ -285,8 +332,18 @@ func (s *state) real(m *tokencache.Snapshot, kind string) *tokencache.Snapshot {
 
 // handOver has systemd hold m in the place of what it holds.
 func (s *state) handOver(m tokencache.Snapshot) error {
-	m.Source, m.DenyRules = s.source.Name, s.record.HaveDenyRules()
+	if !s.mark(&m) {
+		return nil
+	}
 	return outcome(&s.handoffFault, s.handoff.Save(m))
+}
+
+// mark notes in m whose tokens it has. False: what was kept is not to be overwritten yet.
+func (s *state) mark(m *tokencache.Snapshot) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m.Source, m.DenyRules = s.source.Name, s.record.HaveDenyRules()
+	return s.waiting == nil
 }
 
 // outcome remembers how something ended, for the status.
@@ -300,7 +357,9 @@ func outcome(of *atomic.Pointer[error], err error) error {
 }
 
 func (s *state) save(m tokencache.Snapshot) error {
-	m.Source, m.DenyRules = s.source.Name, s.record.HaveDenyRules()
+	if !s.mark(&m) {
+		return nil
+	}
 	return outcome(&s.fileFault, s.tokens.Save(m))
 }
 

@@ -27,7 +27,7 @@ func TestTokensOfNoAddress(t *testing.T) {
 	}
 	const azure, simulator = "https://sts.windows.net/t/", "https://sts.simulated.invalid/t/"
 	from := api.SourceStatus{Kind: config.ManagedIdentity, Endpoint: "arc", Address: "127.0.0.1:40342"}
-	s := state{log: zap.NewNop(), source: sourceOf(from)}
+	s := state{log: zap.NewNop(), kind: from.Kind, source: sourceOf(from)}
 	for _, row := range []struct {
 		source, issuer string
 		ours           bool

@@ -32,19 +32,28 @@ func (d *daemon) describe() api.Status {
 		StartedOn: api.Time(d.started),
 		Simulated: d.backend.simulated(),
 		Source:    d.backend.status(),
-		Config: api.ConfigStatus{
-			Files: d.config.Files, SHA256: d.config.SHA256, LoadedOn: api.Time(d.loadedOn),
-		},
-		Clock: api.ClockStatus{By: d.backend.word().By},
+		Config:    d.inForce.describe(d.started),
+		Clock:     api.ClockStatus{By: d.backend.word().By},
 	}
-	s.Trouble = slices.Concat(d.sockets.troubles(), d.loop.troubles(), d.hub.troubles())
+	s.Config.EditedOn = api.Time(d.edits.since(d.flags.config))
+	if d.kept == nil {
+		s.Config.NoCopy = "perceptd was started by hand"
+	}
+	s.Trouble = d.inForce.troubles()
+	if err := d.backend.missing(); err != nil && d.inForce.config.Rules.NoRules == "" {
+		s.Trouble = append(s.Trouble, fmt.Sprintf("no token can be fetched: %v; each fetch looks again", err))
+	}
+	if d.unnoted != nil {
+		s.Trouble = append(s.Trouble, d.unnoted.Error())
+	}
+	s.Trouble = slices.Concat(s.Trouble, d.sockets.troubles(), d.loop.troubles(), d.hub.troubles())
 	if d.fault == "" { // else they are of files that are others by now
-		s.Trouble = append(s.Trouble, d.config.Warnings...)
+		s.Trouble = append(s.Trouble, d.inForce.config.Warnings...)
 	}
 	s.Loopback, s.Hub = d.loop.status(), d.hub.describe()
 	s.Callers.Engine, s.Callers.EngineError = d.callers.Engine()
 	s.Callers.Kernel, s.Callers.Pidfd = kernelRelease(), d.callers.Pidfd()
-	s.Callers.RefuseYoung = d.config.Callers.RefuseYoung()
+	s.Callers.RefuseYoung = d.inForce.config.Callers.RefuseYoung()
 	s.Callers.Limitations = []api.Limitation{}
 	for _, b := range d.limitations {
 		s.Callers.Limitations = append(s.Callers.Limitations, api.Limitation(b))
@@ -99,12 +108,12 @@ func (d *daemon) statusText() (text string, troubled bool) {
 	own := d.describe()
 	trouble := append(own.Trouble, crowded...)
 	s := d.agent.Status()
-	s.Hub = own.Hub
+	s.Hub, s.Config = own.Hub, own.Config
 	return statusText(s, d.backend.simulated() || s.Simulated, trouble), len(trouble)+len(s.Trouble) > 0
 }
 
 // statusText is what systemctl status shows of the daemon: what is denied, then trouble, then what it holds, and in the
-// end what is to be known of IoT Hub that the trouble does not show.
+// end whether the configuration was edited, and what is to be known of IoT Hub that the trouble does not show.
 func statusText(s api.Status, opensNothing bool, trouble []string) string {
 	var parts []string
 	if opensNothing {
@@ -118,6 +127,9 @@ func statusText(s api.Status, opensNothing bool, trouble []string) string {
 		parts = append(parts, shown)
 	}
 	parts = append(parts, holdingText(s))
+	if edited := s.Config.EditedOn; !edited.IsZero() {
+		parts = append(parts, "configuration edited "+edited.UTC().Format("Jan 2 15:04 UTC")+" and not reloaded")
+	}
 	if s.Deny != nil && !s.Deny.HubSetAsideOn.IsZero() {
 		parts = append(parts, "IoT Hub set aside")
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"perceptd/agent"
 	"perceptd/agent/grants"
 )
 
@@ -43,7 +44,12 @@ func Load(path string) (Config, error) { return loadTrusted(path, ownFiles(), me
 
 // loadTrusted is Load with what files are trusted, and who is in a group.
 func loadTrusted(path string, by *trust, in func(gid uint32, all []grants.Grant) string) (Config, error) {
-	r := readTrustedFiles(path, by, in)
+	return readTrustedFiles(path, by, in).Whole()
+}
+
+// Whole returns what the files of r say where neither they nor an element of them has a fault. Else the error names
+// every fault.
+func (r Reading) Whole() (Config, error) {
 	c := r.Config()
 	if err := r.faultWith(c); err != nil {
 		return Config{}, err
@@ -96,6 +102,16 @@ func (r *Reading) addFault(err error) {
 func (r Reading) faultWith(c Config) error {
 	err := r.fault()
 	return errors.Join(err, c.faults.err(err == nil))
+}
+
+// None is a configuration of which nothing is in force, and why. Its source is what the files of r say, as far as there
+// are any: a source that has given nothing can be another later.
+func (r Reading) None(why string) Config {
+	c := Config{Source: Source{Fault: why}, Callers: defaultCallers, Rules: agent.Rules{NoRules: why}}
+	if len(r.Files) > 0 {
+		c.Source = r.Config().Source
+	}
+	return c
 }
 
 // fault is every reason why r is not the whole configuration; nil: it is.

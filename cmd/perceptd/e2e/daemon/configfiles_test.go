@@ -37,7 +37,7 @@ func TestOpenConfiguration(t *testing.T) {
 	}
 	check := exec.Command(harness.Binary(t, "perceptd"), "--check", "--config", d.Config)
 	said, _ := check.CombinedOutput()
-	if status := check.ProcessState.ExitCode(); status != harness.ExitConfig ||
+	if status := check.ProcessState.ExitCode(); status != harness.ExitFailed ||
 		!strings.Contains(string(said), "config.d: mode 0777") {
 		t.Errorf("--check: %d %s", status, said)
 	}
@@ -134,7 +134,7 @@ func TestCheckIsForTheService(t *testing.T) {
 	if err := os.Chown(extra, 0, 4712); err != nil {
 		t.Fatal(err)
 	}
-	if said, status := withService(t, "--check", "--config", config); status != 1 ||
+	if said, status := withService(t, "--check", "--config", config); status != harness.ExitFailed ||
 		!strings.Contains(said, "and the service's user percept is in it: chmod g-w "+extra) {
 		t.Errorf("open to the service's group: %d %s", status, said)
 	}
@@ -142,7 +142,7 @@ func TestCheckIsForTheService(t *testing.T) {
 		t.Fatal(err)
 	}
 	said, status := withService(t, "--check", "--config", config)
-	if status != 1 ||
+	if status != harness.ExitFailed ||
 		!strings.HasPrefix(said, "perceptd: the configuration is not usable by "+by+":\n") ||
 		!strings.Contains(said, "chmod 644 "+config+"\n") {
 		t.Errorf("root's alone: %d %s", status, said)
@@ -170,7 +170,7 @@ func TestUnreadableConfiguration(t *testing.T) {
 		c := exec.Command(harness.Binary(t, "perceptd"), "--check", "--config", config)
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		out, _ := c.CombinedOutput()
-		if c.ProcessState.ExitCode() != 1 ||
+		if c.ProcessState.ExitCode() != harness.ExitFailed ||
 			!strings.Contains(string(out), row.says+filepath.Dir(config)) {
 			t.Errorf("%s", out)
 		}

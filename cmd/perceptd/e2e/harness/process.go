@@ -88,8 +88,7 @@ func raceDetector() string {
 
 // The exit statuses of perceptd, as its --help tells them, but for 0.
 const (
-	ExitFailed = 1  // it could not start, or could not go on
-	ExitConfig = 78 // the configuration is wrong
+	ExitFailed = 1 // it could not start, or could not go on
 )
 
 // Process is a program under test: its output is kept, and it is stopped with the test.
