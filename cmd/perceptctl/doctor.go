@@ -248,12 +248,7 @@ func examineDaemon(status api.Status) (all []finding) {
 	default:
 		all = append(all, finding{Verdict: pass, What: "source", Is: sourceText(status.Source)})
 	}
-	if status.Config.Error != "" {
-		all = append(all, finding{fail, "configuration", "the last reload changed nothing: " + status.Config.Error,
-			"correct it, then perceptctl reload"})
-	} else {
-		all = append(all, finding{Verdict: pass, What: "configuration", Is: strings.Join(status.Config.Files, ", ")})
-	}
+	all = append(all, examineFiles(status.Config)...)
 	if !status.Ready {
 		all = append(all, finding{fail, "perceptd", "it is not ready", "journalctl -u perceptd tells why"})
 	}
@@ -266,9 +261,49 @@ func examineDaemon(status api.Status) (all []finding) {
 	return all
 }
 
+// examineFiles says what of the configuration's files is in force, and what mends the rest.
+func examineFiles(c api.ConfigStatus) (all []finding) {
+	const (
+		what = "configuration"
+		mend = "correct it, then perceptctl reload"
+	)
+	switch {
+	case c.None != "":
+		all = append(all, finding{fail, what, "none is in force, and every request is refused: " + c.None, mend})
+	case !c.LastSince.IsZero():
+		all = append(all, finding{fail, what, "the last one goes on, and what was taken out of the edited files is " +
+			"still in force: " + strings.Join(c.Faults, "; "), mend})
+	}
+	for _, idle := range c.Idle {
+		all = append(all, finding{fail, what,
+			fmt.Sprintf("%s (%s) is idle: %s", idle.Element, idle.Place, idle.Why), mend})
+	}
+	if c.Error != "" {
+		all = append(all, finding{fail, what, "the last reload changed nothing: " + c.Error, mend})
+	}
+	if len(all) == 0 {
+		all = append(all, finding{Verdict: pass, What: what, Is: strings.Join(c.Files, ", ")})
+	}
+	if !c.EditedOn.IsZero() {
+		all = append(all, finding{note, what, "edited on " + c.EditedOn.UTC().Format("Jan 2 15:04 UTC") +
+			" and not reloaded since", "perceptctl reload puts it in force"})
+	}
+	for _, unread := range c.Unread {
+		all = append(all, finding{note, what, unread, ""})
+	}
+	return all
+}
+
+// reportedOfFiles reports whether examineFiles says that trouble.
+func reportedOfFiles(c api.ConfigStatus, trouble string) bool {
+	says := func(why string) bool { return why != "" && strings.Contains(trouble, why) }
+	return says(c.Error) || says(c.None) || !c.LastSince.IsZero() && says("the last configuration goes on") ||
+		slices.ContainsFunc(c.Idle, func(i api.IdleElement) bool { return says(i.Why) && says(i.Element) })
+}
+
 // reportedElsewhere reports whether another check says that trouble, and more.
 func reportedElsewhere(status api.Status, trouble string) bool {
-	if status.Config.Error != "" && strings.Contains(trouble, status.Config.Error) {
+	if reportedOfFiles(status.Config, trouble) {
 		return true
 	}
 	for _, b := range status.Callers.Limitations {

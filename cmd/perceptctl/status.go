@@ -192,7 +192,7 @@ func (s screen) daemon(status api.Status) string {
 	}
 	config += ", loaded " + explain.Duration(status.Now.Sub(status.Config.LoadedOn)) + " ago"
 	text := ready + s.Paragraph("source    ", source, term.Plain) + s.Paragraph("config    ", config, term.Plain) +
-		s.reloadError(status)
+		s.edited(status.Config) + s.reloadError(status)
 	n := status.Requests
 	if l := status.Loopback; l != nil {
 		text += s.Paragraph("loopback  ", loopbackText(*l), term.Plain)
@@ -243,6 +243,15 @@ func keptText(k api.KeptStatus) string {
 		return "not kept: " + k.Why
 	}
 	return "not kept"
+}
+
+// edited says that the files are others than those that were read last.
+func (s screen) edited(c api.ConfigStatus) string {
+	if c.EditedOn.IsZero() {
+		return ""
+	}
+	return s.Paragraph("          ", "edited on "+c.EditedOn.UTC().Format("Jan 2 15:04 UTC")+
+		" and not reloaded: perceptctl reload", term.Warning)
 }
 
 // reloadError says that the last reload did not take, and why, where the trouble has not said so.

@@ -170,6 +170,63 @@ func TestInsideRefusals(t *testing.T) {
 	}
 }
 
+// A configuration with faults keeps nothing down: who has a sound grant is served, or each request says that none is in
+// force; and a reload of what was mended heals it.
+func TestInsideConfigFaults(t *testing.T) {
+	good := harness.SimulatedFor("vision")
+	for name, row := range map[string]struct {
+		spoil  func(d *harness.Daemon, extra string) error
+		status int
+		says   string
+	}{
+		"a typo in a grant": {func(_ *harness.Daemon, extra string) error {
+			return os.WriteFile(extra, []byte("[[grant]]\ncaller = { user = \"no-such-user\" }\n"), 0o644)
+		}, 200, "is idle: "},
+		"a file that cannot be parsed": {func(_ *harness.Daemon, extra string) error {
+			return os.WriteFile(extra, []byte("[[grant\n"), 0o644)
+		}, 503, "perceptd was started by hand, and has no copy"},
+		"no file": {func(d *harness.Daemon, _ string) error {
+			return os.Remove(d.Config)
+		}, 503, "is not there: write one"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			folder := harness.NewDaemon(t, good)
+			extra := filepath.Join(filepath.Dir(folder.Config), "config.d", "50.toml")
+			if err := errors.Join(os.Mkdir(filepath.Dir(extra), 0o755), row.spoil(folder, extra)); err != nil {
+				t.Fatal(err)
+			}
+			d := runInsideIn(t, folder)
+			d.AwaitHealth(t)
+			if status, body, err := d.Get(d.Token(), harness.VaultToken); status != row.status {
+				t.Errorf("%d %s %v", status, body, err)
+			}
+			if trouble := strings.Join(d.Status(t).Trouble, "\n"); !strings.Contains(trouble, row.says) {
+				t.Errorf("%q is not said: %s", row.says, trouble)
+			}
+			if name == "no file" {
+				return // a simulated source begins with the process
+			}
+			if err := os.Remove(extra); err != nil {
+				t.Fatal(err)
+			}
+			if s := d.Status(t); s.Config.EditedOn.IsZero() {
+				t.Error("the edit is not seen")
+			}
+			if status, body := d.Reload(t, good); status != 200 {
+				t.Errorf("%d %s", status, body)
+			}
+			for _, socket := range []string{d.Token(), d.Module("vision")} {
+				if status, body, err := d.Get(socket, harness.VaultToken); status != 200 {
+					t.Errorf("mended: %d %s %v", status, body, err)
+				}
+			}
+			if s := d.Status(t); len(s.Trouble) > 0 || !s.Config.EditedOn.IsZero() {
+				t.Errorf("mended: %+v %q", s.Config, s.Trouble)
+			}
+		})
+	}
+}
+
 // A source that is not there keeps nothing down: each request is answered with the reason, and a reload that names
 // another one heals it.
 func TestInsideWithoutSource(t *testing.T) {
@@ -186,7 +243,8 @@ resources = ["https://vault.azure.net"]
 	for _, source := range []string{"endpoint = \"app-service\"", "endpoint = 5"} {
 		d := runInside(t, "[source]\n"+source+"\n"+granted)
 		d.AwaitHealth(t)
-		if status, body, err := d.Get(d.Token(), harness.VaultToken); status != 503 || !strings.Contains(body, "source") {
+		status, body, err := d.Get(d.Token(), harness.VaultToken)
+		if status != 503 || !strings.Contains(body, "source") {
 			t.Errorf("%s: %d %s %v", source, status, body, err)
 		}
 		if s := d.Status(t); !strings.Contains(strings.Join(s.Trouble, "\n"), "no token can be fetched: ") {

@@ -12,8 +12,8 @@ import (
 	"perceptd/cmd/perceptd/config"
 )
 
-// edits finds out whether the files of the configuration were edited since they were read last. It looks at their names,
-// times and sizes, and reads them only where one of these has changed.
+// edits finds out whether the files of the configuration were edited since they were read last. It looks at their
+// names, times and sizes, and reads them only where one of these has changed.
 type edits struct {
 	mu    sync.Mutex // protects what follows
 	stamp stamp      // when they were looked at last

@@ -17,7 +17,9 @@ import (
 // once it is free.
 func TestInsideWaitsForFolders(t *testing.T) {
 	for name, hold := range map[string]func(*harness.Daemon) (io.Closer, error){
-		"is serving in ":      func(d *harness.Daemon) (io.Closer, error) { return socket.Lock(d.Dir, api.ModulesDirName) },
+		"is serving in ": func(d *harness.Daemon) (io.Closer, error) {
+			return socket.Lock(d.Dir, api.ModulesDirName)
+		},
 		"keeps its state in ": func(d *harness.Daemon) (io.Closer, error) { return store.Lock(d.StateDir()) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -29,8 +31,9 @@ func TestInsideWaitsForFolders(t *testing.T) {
 				t.Fatal(err)
 			}
 			d := runInsideIn(t, folder)
-			harness.AwaitMessages(t, told, "EXTEND_TIMEOUT_USEC=35000000", "STATUS=waiting: program perceptd.test (process "+
-				strconv.Itoa(os.Getpid())+") "+name)
+			harness.AwaitMessages(t, told, "EXTEND_TIMEOUT_USEC=35000000",
+				"STATUS=waiting: program perceptd.test (process "+
+					strconv.Itoa(os.Getpid())+") "+name)
 			if err := held.Close(); err != nil {
 				t.Fatal(err)
 			}

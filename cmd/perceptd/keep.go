@@ -12,8 +12,8 @@ import (
 )
 
 // keepConfig has root keep a copy of the configuration that is in force, as the daemon has recorded it: what goes on
-// when the next start cannot read a file. The files are read by the daemon's own rules, and nothing but what they say is
-// kept, so that whoever has taken over the daemon cannot have grants kept that root has not written.
+// when the next start cannot read a file. The files are read by the daemon's own rules, and nothing but what they say
+// is kept, so that whoever has taken over the daemon cannot have grants kept that root has not written.
 func keepConfig(f flags, made string, stdout, stderr io.Writer) int {
 	kept := config.Kept{Folder: config.KeptFolder}
 	if first, _, _ := strings.Cut(made, ":"); first != "" {
@@ -30,8 +30,8 @@ func keepConfig(f flags, made string, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
-// keepNow keeps a copy. It does so again while another configuration is put in force meanwhile: what was noticed of that
-// may be lost while this runs.
+// keepNow keeps a copy. It does so again while another configuration is put in force meanwhile: what was noticed of
+// that may be lost while this runs.
 func keepNow(f flags, kept config.Kept) (written bool, err error) {
 	unlock, err := kept.Lock()
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	standardlog "log"
 	"os"
 	"runtime/debug"
-
 )
 
 // Exit statuses, as systemd and scripts see them.

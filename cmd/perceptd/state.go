@@ -43,7 +43,7 @@ type state struct {
 	kind   string     // of the source
 	source store.Source
 	taken  bool // tokens of source were taken over from an earlier process
-	// waiting is why those are not taken over yet: nothing says whose tokens are of use, or to whom; nil: nothing waits.
+	// waiting is why those are not taken over yet: nothing says whose tokens are of use, or to whom; nil: none wait.
 	// Nothing is saved meanwhile. begun is what was read of them.
 	waiting error
 	begun   []tokencache.Snapshot
@@ -131,6 +131,9 @@ func (d *daemon) openState(ctx context.Context, waiting error, o *agent.Options,
 	}
 	if begin.UnreadTokens != nil {
 		s.fileFault.Store(&begin.UnreadTokens)
+	}
+	if len(begin.Copies) == 0 && begin.UnreadTokens == nil {
+		waiting, s.waiting = nil, nil // nothing is there to wait for
 	}
 	if waiting != nil {
 		s.begun = begin.Copies

@@ -68,7 +68,8 @@ func (k Kept) Keep(r Reading, sum string) (written bool, err error) {
 	}
 	text, err := json.Marshal(lastCopy{Machine: machine, Path: r.path, SHA256: sum, Files: r.Files})
 	if err != nil || len(text) > maxCopy {
-		return false, cmp.Or(err, fmt.Errorf("the configuration is too large to keep a copy of: over %d bytes", maxCopy))
+		return false, cmp.Or(err,
+			fmt.Errorf("the configuration is too large to keep a copy of: over %d bytes", maxCopy))
 	}
 	path := filepath.Join(k.Folder, copyName)
 	if before, err := os.ReadFile(path); err == nil && string(before) == string(text) {

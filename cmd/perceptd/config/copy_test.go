@@ -104,7 +104,8 @@ func TestCopyIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		spoil(&k, &at, &of)
-		if last, _, err := k.Last(at, of, nil); err == nil || !strings.Contains(err.Error(), says) || len(last.Files) > 0 {
+		last, _, err := k.Last(at, of, nil)
+		if err == nil || !strings.Contains(err.Error(), says) || len(last.Files) > 0 {
 			t.Errorf("%q is not said: %v %+v", says, err, last)
 		}
 	}
@@ -158,7 +159,8 @@ func TestCopyIsWhole(t *testing.T) {
 }
 
 func FuzzCopy(f *testing.F) {
-	f.Add([]byte(`{"machine":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","path":"/c","sha256":"00","files":[{"Path":"/c","Text":""}]}`))
+	f.Add([]byte(`{"machine":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","path":"/c","sha256":"00",` +
+		`"files":[{"Path":"/c","Text":""}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		k := kept(t, "a")
 		if err := os.WriteFile(filepath.Join(k.Folder, copyName), text, 0o640); err != nil {
