@@ -67,7 +67,7 @@ func (r Rules) settleDefault() {
 	}
 }
 
-// settleGrants makes the grants of idle identities idle, and finds out whom idle grants may be for.
+// settleGrants makes the grants of idle identities idle, and finds out whom and what idle grants may be for.
 func (r Rules) settleGrants() {
 	for i := range r.Grants {
 		grant := &r.Grants[i]
@@ -75,6 +75,9 @@ func (r Rules) settleGrants() {
 			if grant.Fault == "" && identity.Name == grant.Identity && identity.Fault != "" {
 				grant.blame(fmt.Sprintf("%s is faulty: %s", identity, identity.Fault))
 			}
+		}
+		if grant.Fault != "" && slices.ContainsFunc(grant.Resources, isFaultyResource) {
+			grant.AnyResource = true
 		}
 		if grant.Fault != "" && grant.Unclear == 0 && grant.Caller.Check() != nil {
 			grant.Unclear = grant.Caller.kinds()

@@ -416,6 +416,16 @@ func TestFaultyGrantOfAnotherIdentity(t *testing.T) {
 	}
 }
 
+// A grant that is idle for one fault may still name any resource for another.
+func TestSettleGrantOfTwoFaults(t *testing.T) {
+	t.Parallel()
+	rules := edge()
+	rules.Grants[0].Fault, rules.Grants[0].Resources = "x", []string{vault, badResource}
+	if g := rules.Settle().Grants[0]; !g.AnyResource || g.Fault != "x" {
+		t.Errorf("%+v", g)
+	}
+}
+
 // An identity that is not found may be one whose IDs are not understood.
 func TestUnknownIdentityMayBeIdle(t *testing.T) {
 	t.Parallel()
