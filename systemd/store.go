@@ -12,8 +12,12 @@ import (
 // longestStored is the service manager's own limit for a descriptor's name.
 const longestStored = 255
 
-// shippedRoom is FileDescriptorStoreMax= of perceptd.service.
-const shippedRoom = 256
+const (
+	// shippedRoom is FileDescriptorStoreMax= of perceptd.service.
+	shippedRoom = 256
+	// mostRoom is what can be passed to the next start beside the sockets of the socket units, whatever the unit says.
+	mostRoom = mostPassed - 8
+)
 
 // StoreRoom returns how many descriptors the service manager keeps, and takes FDSTORE out of the environment. Before
 // systemd 254, which is the first to tell, it is what perceptd.service asks for.
@@ -28,7 +32,7 @@ func parseRoom(text string) int {
 	if err != nil {
 		return shippedRoom
 	}
-	return int(room)
+	return int(min(room, mostRoom))
 }
 
 // Store has the service manager keep a duplicate of a descriptor, and pass it to the next start by that name

@@ -113,7 +113,8 @@ func TestClaimStored(t *testing.T) {
 
 func TestStoreRoom(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]int{"": shippedRoom, "8": 8, "0": 0, "-1": shippedRoom, "many": shippedRoom,
+	for text, want := range map[string]int{"": shippedRoom, "8": 8, "0": 0, "5000": mostRoom,
+		"-1": shippedRoom, "many": shippedRoom,
 		"99999999999": shippedRoom} {
 		if got := parseRoom(text); got != want {
 			t.Errorf("FDSTORE=%q: %d", text, got)

@@ -256,13 +256,17 @@ done`
 			t.Errorf("socket %s, was %s", again, inode)
 		}
 	})
-	t.Run("a module's folder goes with it", func(t *testing.T) {
+	t.Run("a module's folder stays", func(t *testing.T) {
+		inode := m.must(t, "stat", "-c", "%i", filepath.Dir(path))
 		m.configure(t, callersConfig)
-		if _, err := m.run(t, "test", "-e", filepath.Dir(path)); err == nil {
-			t.Error("it is still there")
+		if _, err := m.run(t, "test", "-e", path); err == nil {
+			t.Error("its socket is still there")
 		}
 		m.configure(t, config)
 		m.must(t, "test", "-S", path)
+		if again := m.must(t, "stat", "-c", "%i", filepath.Dir(path)); again != inode {
+			t.Error("it is another, and no container sees it")
+		}
 	})
 }
 
@@ -316,6 +320,16 @@ func TestSystemContainers(t *testing.T) {
 		t.Errorf("a container in a slice of its own: %v %s", err, out)
 	}
 	wants(t, m.must(t, "cat", "/proc/1/cgroup"), "init.scope")
+	t.Run("a container that was started before perceptd", func(t *testing.T) {
+		m.must(t, "systemctl", "stop", "perceptd.service", "perceptd.socket", "perceptd-admin.socket")
+		m.must(t, "rm", "-r", "/run/percept/modules/vision") // as after a boot
+		m.must(t, "docker", "run", "-d", "--network", "none", "--name", "vision", "-v",
+			"/run/percept/modules/vision:/run/percept:ro", "probe:1", "simulate")
+		wants(t, m.must(t, "stat", "-c", "%U", "/run/percept/modules/vision"), "root")
+		m.must(t, "systemctl", "start", "perceptd")
+		wants(t, m.must(t, "docker", "exec", "vision", "/perceptctl", "token", "--resource", askVault, "--json"),
+			`"identity": "vision"`)
+	})
 	// the module's socket and the cache
 	if kept := m.must(t, "systemctl", "show", "perceptd", "-p", "NFileDescriptorStore"); !strings.Contains(kept, "=2") {
 		t.Errorf("systemd keeps %s", kept)

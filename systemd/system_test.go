@@ -164,7 +164,8 @@ func testSystem(t *testing.T, machine *machine) {
 	t.Run("verifies", func(t *testing.T) {
 		out, err := machine.run(t, "systemd-analyze", "verify", "--man=no", "perceptd.service", "perceptd.socket",
 			"perceptd-admin.socket", "perceptd-cache-key.service",
-			"perceptd-clock.socket", "perceptd-clock@1.service")
+			"perceptd-clock.socket", "perceptd-clock@1.service", "perceptd-modules.socket",
+			"perceptd-modules@1.service")
 		for line := range strings.Lines(out) {
 			// A key that is younger than this systemd is ignored, which is what it is meant to be.
 			if strings.Contains(line, "perceptd") && !strings.Contains(line, "Unknown key ") {

@@ -27,6 +27,8 @@ const (
 	clockUnit   = "perceptd-clock@.service"
 	configPath  = "perceptd-config.path"
 	configUnit  = "perceptd-config.service"
+	giveSocket  = "perceptd-modules.socket"
+	giveUnit    = "perceptd-modules@.service"
 	sysusers    = "perceptd.sysusers.conf"
 	tmpfiles    = "perceptd.tmpfiles.conf"
 	dropIns     = "perceptd.service.d"
@@ -251,6 +253,71 @@ func TestClockUnitsAgreeWithTheCode(t *testing.T) {
 	}
 }
 
+// Engines start after perceptd, so that none makes a module's folder first. It is ordering alone, and bounded: what
+// perceptd comes to keeps no engine from starting.
+func TestEnginesStartAfterPerceptd(t *testing.T) {
+	t.Parallel()
+	service, key := settings(t, serviceUnit), settings(t, keyUnit)
+	want := "docker.service containerd.service podman.service podman-restart.service"
+	if got := service["Unit.Before"]; !slices.Equal(got, []string{want}) {
+		t.Errorf("Before is %q", got) // no engine's socket: perceptd starts after sockets.target, which they are before
+	}
+	for _, section := range []string{"Unit.RequiredBy", "Unit.Requires", "Install.RequiredBy", "Unit.BindsTo"} {
+		if service[section] != nil {
+			t.Errorf("%s is set: an engine would wait for more than the order", section)
+		}
+	}
+	for name, got := range map[string][]string{serviceUnit: service["Service.TimeoutStartSec"],
+		keyUnit: key["Service.TimeoutStartSec"]} {
+		if !slices.Equal(got, []string{"30"}) {
+			t.Errorf("%s may take %q to start, and 60 seconds for both are promised", name, got)
+		}
+	}
+}
+
+// Root gives folders away by a unit that only percept may have started, and that may do nothing else.
+func TestGivingUnitAgreesWithTheCode(t *testing.T) {
+	t.Parallel()
+	service, socket, got := settings(t, serviceUnit), settings(t, giveSocket), settings(t, giveUnit)
+	for _, key := range []string{"Unit.Wants", "Unit.After"} {
+		if !slices.Contains(service[key], giveSocket) {
+			t.Errorf("%s: %s is %q, without %s", serviceUnit, key, service[key], giveSocket)
+		}
+	}
+	for _, row := range []struct {
+		unit      string
+		has, want map[string][]string
+	}{
+		{giveSocket, socket, map[string][]string{
+			"Socket.ListenStream":   {filepath.Join(api.RuntimeDir, api.FoldersSocketName)},
+			"Socket.Accept":         {"yes"},
+			"Socket.SocketUser":     service["Service.User"],
+			"Socket.SocketMode":     {"0600"},
+			"Socket.MaxConnections": {"4"},
+			"Install.WantedBy":      nil,
+		}},
+		{giveUnit, got, map[string][]string{
+			"Service.ExecStart":             {"/usr/bin/perceptctl module-folders"},
+			"Service.StandardInput":         {"null"}, // it takes no word from percept
+			"Service.StandardOutput":        {"socket"},
+			"Service.User":                  nil,
+			"Service.CapabilityBoundingSet": {"CAP_CHOWN CAP_FOWNER CAP_DAC_READ_SEARCH"},
+			"Service.ProtectSystem":         {"strict"},
+			"Service.ReadWritePaths":        {"-" + filepath.Join(api.RuntimeDir, api.ModulesDirName)},
+			"Service.NoNewPrivileges":       {"yes"},
+			"Service.RuntimeMaxSec":         {"10"},
+			"Unit.CollectMode":              {"inactive-or-failed"},
+			"Install.WantedBy":              nil,
+		}},
+	} {
+		for key, want := range row.want {
+			if !slices.Equal(row.has[key], want) {
+				t.Errorf("%s: %s is %q, want %q", row.unit, key, row.has[key], want)
+			}
+		}
+	}
+}
+
 func TestUsersAndFoldersAgreeWithTheUnits(t *testing.T) {
 	t.Parallel()
 	unit := settings(t, adminUnit)
@@ -372,7 +439,8 @@ func analyze(t *testing.T, dropInNames []string, arguments func(root, units stri
 			t.Fatal(err)
 		}
 	}
-	files := []string{serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket, clockUnit, configPath, configUnit}
+	files := []string{serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket, clockUnit, configPath, configUnit,
+		giveSocket, giveUnit}
 	for _, name := range dropInNames {
 		files = append(files, filepath.Join(dropIns, name))
 	}
@@ -399,7 +467,8 @@ func TestUnitsVerify(t *testing.T) {
 	t.Parallel()
 	report, err := analyze(t, []string{"azure-arc.conf", "iot-edge.conf", "iothub-credential.conf"}, func(root, _ string) []string {
 		return []string{"verify", "--man=no", "--root=" + root, serviceUnit, tokenUnit, adminUnit, keyUnit, clockSocket,
-			configPath, configUnit, strings.Replace(clockUnit, "@", "@1", 1)}
+			configPath, configUnit, strings.Replace(clockUnit, "@", "@1", 1), giveSocket,
+			strings.Replace(giveUnit, "@", "@1", 1)}
 	})
 	for line := range strings.Lines(report) {
 		// 254
@@ -425,6 +494,7 @@ func TestServicesAreSandboxed(t *testing.T) {
 		"the key's":      {keyUnit, "14", nil},
 		"the clock's":    {clockUnit, "15", nil},
 		"the copy's":     {configUnit, "14", nil},
+		"the folders'":   {giveUnit, "15", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

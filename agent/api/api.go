@@ -17,7 +17,8 @@ const (
 	RuntimeDir         = "/run/percept"
 	TokenSocketName    = "token.sock"
 	AdminSocketName    = "admin.sock"
-	ModulesDirName     = "modules" // modules/NAME/token.sock, one folder a module
+	ModulesDirName     = "modules"      // modules/NAME/token.sock, one folder a module
+	FoldersSocketName  = "folders.sock" // where perceptd has root give it those of the folders that an engine made
 	DefaultTokenSocket = RuntimeDir + "/" + TokenSocketName
 	DefaultAdminSocket = RuntimeDir + "/" + AdminSocketName
 	SocketVariable     = "PERCEPT_SOCKET" // environment variable that names the token socket

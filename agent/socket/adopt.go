@@ -67,9 +67,9 @@ func (h *Dir) adopt(folder, name string, inner *net.UnixListener, inode uint64) 
 // Leave has Close leave the socket at its path, for the process that will adopt it.
 func (l *Listener) Leave() { l.left.Store(true) }
 
-// RemoveFolder removes a folder below the locked one with the socket name in it, when nobody serves that and nothing
-// else is there. A folder that is not there is no error.
-func (h *Dir) RemoveFolder(folder, name string) error {
+// RemoveDead removes the socket name from a folder below the locked one, when nobody serves it; the folder stays, since
+// a container may have it mounted. What is not there is no error.
+func (h *Dir) RemoveDead(folder, name string) error {
 	path := filepath.Join(h.dir, folder)
 	if folder == "" || !filepath.IsLocal(folder) {
 		return fmt.Errorf("%q is not below %s", folder, h.dir)
@@ -82,23 +82,39 @@ func (h *Dir) RemoveFolder(folder, name string) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	defer in.Close()
-	if err := checkFree(in, name, filepath.Join(path, name)); err != nil {
-		return err
-	}
 	for _, left := range []string{name, temporaryOf(name)} {
-		if err := unix.Unlinkat(int(in.Fd()), left, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		var st unix.Stat_t
+		err := unix.Fstatat(int(in.Fd()), left, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, unix.ENOENT) || err == nil && st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+			continue
+		}
+		if err == nil {
+			err = checkFree(in, left, filepath.Join(path, left))
+		}
+		if err == nil {
+			err = unix.Unlinkat(int(in.Fd()), left, 0)
+		}
+		if err != nil {
 			return fmt.Errorf("remove %s: %w", filepath.Join(path, left), err)
 		}
 	}
-	above, err := h.find(filepath.Dir(folder))
-	if err != nil {
-		return err
-	}
-	defer above.Close()
-	if err := unix.Unlinkat(int(above.Fd()), filepath.Base(folder), unix.AT_REMOVEDIR); err != nil {
-		return fmt.Errorf("remove %s: %w", path, err)
-	}
 	return nil
+}
+
+// Foreign lists the folders in one below the locked folder in which this process cannot make sockets, as Listen would
+// say by a *ForeignError.
+func (h *Dir) Foreign(folder string) (names []string) {
+	all, _ := h.Folders(folder) // what cannot be listed is told of by Listen
+	for _, name := range all {
+		in, err := h.find(filepath.Join(folder, name))
+		if err == nil {
+			err = errors.Join(checkOwn(int(in.Fd()), name), in.Close())
+		}
+		if _, isForeign := errors.AsType[*ForeignError](err); isForeign || errors.Is(err, unix.EACCES) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // Folders lists the folders in one below the locked folder, in the order of their names. There are none where it is not

@@ -104,7 +104,7 @@ func TestAdoptRefuses(t *testing.T) {
 	}
 }
 
-func TestRemoveFolder(t *testing.T) {
+func TestRemoveDead(t *testing.T) {
 	t.Parallel()
 	dir := folder(t)
 	h := locked(t, dir)
@@ -126,46 +126,48 @@ func TestRemoveFolder(t *testing.T) {
 		}
 	}
 	outside := folder(t)
+	stale(t, filepath.Join(outside, "token.sock"))
 	if err := os.Symlink(outside, filepath.Join(dir, "modules", "link")); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := h.Folders("modules"); err != nil ||
-		!slices.Equal(got, []string{"dead", "empty", "full", "odd", "served"}) {
+	all := []string{"dead", "empty", "full", "odd", "served"}
+	if got, err := h.Folders("modules"); err != nil || !slices.Equal(got, all) {
 		t.Errorf("%v, %v", got, err)
 	}
 	for name, want := range map[string]string{
-		"modules/empty": "", "modules/dead": "", "modules/none": "", "none/none": "",
-		"modules/served": "another perceptd is serving", "modules/full": "directory not empty",
-		"modules/odd":  "is not a socket",
-		"modules/link": "", "modules/file": "not a directory", "../x": "is not below", "": "is not below",
+		"modules/empty": "", "modules/dead": "", "modules/none": "", "none/none": "", "modules/full": "",
+		"modules/odd":    "",
+		"modules/served": "another perceptd is serving",
+		"modules/link":   "modules/link", "modules/file": "not a directory", "../x": "is not below", "": "is not below",
 	} {
-		err := h.RemoveFolder(name, "token.sock")
-		if name == "modules/link" {
-			wantError(t, err, "modules/link")
-			continue
-		}
+		err := h.RemoveDead(name, "token.sock")
 		if want != "" {
 			wantError(t, err, want)
 		} else if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := os.Stat(outside); err != nil {
-		t.Error("a link was followed")
-	}
-	if conn, err := served.Accept(); err != nil { // RemoveFolder's look at whether anybody serves
+	if conn, err := served.Accept(); err != nil { // RemoveDead's look at whether anybody serves
 		t.Error(err)
 	} else {
 		conn.Close()
 	}
 	talks(t, served, served.Addr().String())
-	if got, err := h.Folders("modules"); err != nil || !slices.Equal(got, []string{"full", "odd", "served"}) {
+	if got, err := h.Folders("modules"); err != nil || !slices.Equal(got, all) {
 		t.Errorf("left: %v, %v", got, err)
 	}
 	if _, err := h.Folders("modules/link"); err == nil {
 		t.Error("a link was listed")
 	}
-	if unix.Access(filepath.Join(dir, "modules/full/its own"), unix.F_OK) != nil {
-		t.Error("what a module has put into its folder is gone")
+	for path, there := range map[string]bool{
+		"modules/full/its own": true, "modules/odd/token.sock": true, "modules/served/token.sock": true,
+		"modules/dead/token.sock": false, "modules/dead/.token.sock.new": false,
+	} {
+		if (unix.Access(filepath.Join(dir, path), unix.F_OK) == nil) != there {
+			t.Errorf("%s is there: %v", path, !there)
+		}
+	}
+	if unix.Access(filepath.Join(outside, "token.sock"), unix.F_OK) != nil {
+		t.Error("a link was followed")
 	}
 }

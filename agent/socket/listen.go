@@ -41,8 +41,9 @@ type Listener struct {
 // unless the last one is mounted elsewhere. mode is the socket's permissions;
 // gid is its group, which the process must be a member of, or -1 to keep the process's own.
 //
-// A socket that nobody serves is replaced. One that is served, or whose server cannot be told, is an
-// error, and so is anything that is not a socket.
+// A socket that nobody serves is replaced, and so is an empty folder, which a container engine makes where the socket
+// itself is mounted and is not there yet. A socket that is served, or whose server cannot be told, is an error, and so
+// is anything else. A folder that belongs to another user is a *ForeignError.
 func (h *Dir) Listen(folder, name string, mode fs.FileMode, gid int) (*Listener, error) {
 	path := filepath.Join(h.dir, folder, name)
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || len(name) > longestName {
@@ -68,6 +69,16 @@ func (h *Dir) Listen(folder, name string, mode fs.FileMode, gid int) (*Listener,
 
 // Addr returns the socket's path.
 func (l *Listener) Addr() net.Addr { return &net.UnixAddr{Net: "unix", Name: l.path} }
+
+// FolderID tells a folder from all others, as long as it is there or something has it open or mounted.
+type FolderID struct{ device, inode uint64 }
+
+// Folder says which folder the socket is in: another one, by the same path, is not what a container has mounted.
+func (l *Listener) Folder() FolderID {
+	var st unix.Stat_t
+	_ = unix.Fstat(int(l.folder.Fd()), &st) // cannot err: it is open
+	return FolderID{uint64(st.Dev), st.Ino}
+}
 
 // Close stops listening and removes the socket, unless something else has taken its place or Leave was called. It may
 // be called more than once.
@@ -99,7 +110,8 @@ func (h *Dir) open(folder string) (*os.File, error) {
 	return at, nil
 }
 
-// checkFree returns nil when name may be taken: it is not there, or is a socket that nobody serves.
+// checkFree returns nil when name may be taken: it is not there, or is a socket that nobody serves, or an empty folder
+// was, which is removed.
 func checkFree(folder *os.File, name, path string) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(int(folder.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -108,6 +120,9 @@ func checkFree(folder *os.File, name, path string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR && unix.Unlinkat(int(folder.Fd()), name, unix.AT_REMOVEDIR) == nil {
+		return nil
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return fmt.Errorf("%s is there and is not a socket: look what it is and remove it", path)

@@ -86,11 +86,24 @@ func openStep(at *os.File, step, path string, private bool) (*os.File, error) {
 		return nil, folderError(path, err)
 	}
 	fd, err := unix.Openat(int(at.Fd()), step, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	var st unix.Stat_t
+	if errors.Is(err, unix.EACCES) && !private &&
+		unix.Fstatat(int(at.Fd()), step, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && int(st.Uid) != os.Geteuid() {
+		return nil, &ForeignError{Path: path, User: st.Uid}
+	}
 	if err != nil {
 		return nil, folderError(path, err)
 	}
 	next := os.NewFile(uintptr(fd), path)
-	if err := checkFolder(fd, path); err != nil {
+	if !private && step != "." {
+		err = checkOwn(fd, path)
+	} else {
+		err = nil
+	}
+	if err == nil {
+		err = checkFolder(fd, path)
+	}
+	if err != nil {
 		return nil, errors.Join(err, next.Close())
 	}
 	switch {
@@ -151,6 +164,29 @@ func checkFolder(fd int, path string) error {
 			path, st.Mode&0o7777)
 	}
 	return nil
+}
+
+// ForeignError reports that a socket's folder belongs to another user, so that no socket can be made in it.
+type ForeignError struct {
+	Path string
+	User uint32
+}
+
+func (e *ForeignError) Error() string {
+	return fmt.Sprintf("%s belongs to user %d and not to user %d who runs perceptd, as when a container engine has "+
+		"made it for a container that was started before perceptd", e.Path, e.User, os.Geteuid())
+}
+
+// checkOwn refuses a socket's folder in which this process may not make the socket.
+func checkOwn(fd int, path string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if int(st.Uid) == os.Geteuid() || st.Uid == 0 && unix.Faccessat(fd, ".", unix.W_OK, 0) == nil {
+		return nil
+	}
+	return &ForeignError{Path: path, User: st.Uid}
 }
 
 func ours(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() }

@@ -225,7 +225,7 @@ func TestListenRefusesWhatItCannotReplace(t *testing.T) {
 	defer datagram.Close()
 	for name, plant := range map[string]func(path string) error{
 		"regular": func(path string) error { return os.WriteFile(path, []byte("keep"), 0o600) },
-		"folder":  func(path string) error { return os.Mkdir(path, 0o755) },
+		"folder":  func(path string) error { return os.MkdirAll(filepath.Join(path, "its own"), 0o755) },
 		"link":    func(path string) error { return os.Symlink(target, path) },
 		"dead":    func(path string) error { return os.Symlink("/nowhere", path) },
 		"fifo":    func(path string) error { return unix.Mkfifo(path, 0o600) },

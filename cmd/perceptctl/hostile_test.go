@@ -187,6 +187,8 @@ var hostileLines = map[string][]string{
 	"cache-key show": {"--file $FOLDER/sealed", "--file $FOLDER/$WORD"},
 	"cache-key open": {"--file $FOLDER/$WORD", "--file $FOLDER/sealed"},
 	"clock":          {"", "$WORD"},
+	// Without a word it looks at the device's own folders; what it says of them is a module's name and quoted.
+	"module-folders": {"$WORD"},
 	"exec":           {"--socket $FOLDER/none -- $WORD", "-- $FOLDER/$WORD"},
 	"env": {"", "--format dotenv", "--format compose", "--format json", "--format $WORD",
 		"--user $WORD"},

@@ -60,7 +60,7 @@ tokens of this device and hands them to local modules.`,
 		a.policyChangesCommand(), a.tokenCommand(), a.watchCommand(), a.refreshCommand(), a.reloadCommand(),
 		a.versionCommand(), a.simulateCommand())
 	root.AddCommand(a.whoamiCommand(), a.grantsCommand(), a.doctorCommand(), a.cacheKeyCommand(), a.clockCommand(),
-		a.execCommand(), a.envCommand(), a.denyCommand())
+		a.moduleFoldersCommand(), a.execCommand(), a.envCommand(), a.denyCommand())
 	return root
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -53,6 +54,7 @@ type daemon struct {
 	signals            chan os.Signal
 	changed            chan struct{} // the status may tell something new
 	limitationsChanged chan struct{} // other things may keep callers from being attested
+	lacking            chan struct{} // a module lacks its socket
 	untold             chan struct{} // systemd did not take all that it was told, and may now
 	failed             chan error    // something that the daemon cannot go on without
 	state              *state
@@ -76,7 +78,7 @@ func start(ctx context.Context, f flags, log *zap.Logger, level zap.AtomicLevel)
 	d := &daemon{
 		flags: f, log: log, kept: keptBy(os.Getenv(stateVariable)),
 		signals: make(chan os.Signal, 4), changed: make(chan struct{}, 1), limitationsChanged: make(chan struct{}, 1),
-		untold: make(chan struct{}, 1), failed: make(chan error, 1),
+		lacking: make(chan struct{}, 1), untold: make(chan struct{}, 1), failed: make(chan error, 1),
 	}
 	// Before any socket is there: a signal that comes early is kept, not the end of the process.
 	signal.Notify(d.signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
@@ -102,6 +104,7 @@ func start(ctx context.Context, f flags, log *zap.Logger, level zap.AtomicLevel)
 	d.sockets = &sockets{
 		dir: held, log: log, failed: d.failed, changed: d.noteChange, notify: d.notify,
 		room: max(0, systemd.StoreRoom()-store.HandoffRoom), modules: make(map[string]*socket.Listener),
+		giver: filepath.Join(f.runtimeDir, api.FoldersSocketName),
 	}
 	c := d.configure()
 	d.hub = &iotHub{ // before the agent, whose changes it is told of
@@ -128,7 +131,8 @@ func start(ctx context.Context, f flags, log *zap.Logger, level zap.AtomicLevel)
 	d.server = &server.Server{
 		Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log,
 		Now:    d.backend.clock.Wall,
-		Limits: callerLimits(c.Callers.PerSecond), Loopback: d.loop.now, ConnectionsChanged: d.noteChange,
+		Limits: callerLimits(c.Callers.PerSecond, len(c.Modules())), Loopback: d.loop.now,
+		ConnectionsChanged: d.noteChange,
 	}
 	d.sockets.server, d.loop.server = d.server, d.server
 	d.hub.agent = d.agent
@@ -139,21 +143,27 @@ func start(ctx context.Context, f flags, log *zap.Logger, level zap.AtomicLevel)
 	return d, d.listen(given.Listeners)
 }
 
-// callerLimits is what one caller may take. Two seconds' worth of requests may come at once.
-func callerLimits(perSecond int) server.Limits {
-	limits := connectionLimits()
+// callerLimits is what one caller may take, beside so many modules' sockets. Two seconds' worth of requests may come at
+// once.
+func callerLimits(perSecond, modules int) server.Limits {
+	limits := connectionLimits(modules)
 	limits.PerSecond, limits.Burst = perSecond, 2*perSecond
 	return limits
 }
 
-// connectionLimits leaves at least a quarter of the descriptors that this process may have to everything else: the
-// cache's files, the back end, the listeners.
-func connectionLimits() server.Limits {
+// connectionLimits leaves at least a quarter of the descriptors that this process may have, and that modules' sockets
+// do not take, to everything else: the cache's files, the back end, the listeners of modules that a reload adds.
+func connectionLimits(modules int) server.Limits {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return server.Limits{}
 	}
-	return server.Limits{}.Within(int(min(files.Cur, math.MaxInt32) / 4 * 3))
+	return server.Limits{}.Within(descriptorsOfCallers(files.Cur, modules))
+}
+
+// descriptorsOfCallers is how many of this process's descriptors callers may take together.
+func descriptorsOfCallers(all uint64, modules int) int {
+	return max(0, int(min(all, math.MaxInt32))-modules*moduleDescriptors) / 4 * 3
 }
 
 // configure decides what is in force, and makes the back end that it names.
@@ -209,8 +219,7 @@ func (d *daemon) listen(given map[string]*net.UnixListener) error {
 	if err != nil {
 		return err
 	}
-	d.sockets.takeStored(given)
-	d.sockets.setModules(d.inForce.config.Modules())
+	d.sockets.begin(given, d.inForce.config.Modules())
 	d.loop.set(d.inForce.config.Loopback.Address, d.agent.Grants())
 	d.sockets.serve(token, admin)      // so late that whoever gets an answer finds the modules' sockets
 	d.hub.set(d.inForce.config.IoTHub) // which nobody waits for
@@ -277,6 +286,9 @@ func (d *daemon) serve(ctx context.Context) error {
 		case <-d.limitationsChanged:
 			d.updateLimitations(ctx)
 			d.tellStatus()
+		case <-d.lacking:
+			d.sockets.mend()
+			d.tellStatus()
 		case <-d.untold:
 			d.sockets.catchUp()
 			d.ready()
@@ -313,6 +325,9 @@ func (d *daemon) announce() {
 // that is over by the time alone. An engine is asked only while it is trouble: asking starts those that end when they
 // are idle.
 func (d *daemon) recheck() {
+	if d.sockets.lacking() {
+		signalOn(d.lacking)
+	}
 	d.mu.Lock()
 	limited := len(d.limitations) > 0
 	d.mu.Unlock()

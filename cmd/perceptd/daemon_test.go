@@ -144,13 +144,13 @@ func TestInsideRefusals(t *testing.T) {
 		}},
 		{"the token socket's place is taken", "token.sock is there and is not a socket",
 			func(t *testing.T, d *harness.Daemon) {
-				if err := os.Mkdir(d.Token(), 0o755); err != nil {
+				if err := os.MkdirAll(d.Token()+"/its own", 0o755); err != nil {
 					t.Fatal(err)
 				}
 			}},
 		{"the admin socket's place is taken", "admin.sock is there and is not a socket",
 			func(t *testing.T, d *harness.Daemon) {
-				if err := os.Mkdir(d.Admin(), 0o755); err != nil {
+				if err := os.MkdirAll(d.Admin()+"/its own", 0o755); err != nil {
 					t.Fatal(err)
 				}
 			}},

@@ -38,6 +38,10 @@ func TestLimitsFitTheUnit(t *testing.T) {
 	if files := unitSetting(t, "LimitNOFILE"); limits.Descriptors() > files/4*3 {
 		t.Errorf("callers can take %d of %d descriptors", limits.Descriptors(), files)
 	}
+	// Also beside as many modules as systemd keeps sockets of, and more.
+	if files := descriptorsOfCallers(uint64(unitSetting(t, "LimitNOFILE")), 1000); limits.Descriptors() > files {
+		t.Errorf("1000 modules leave callers %d descriptors, who can take %d", files, limits.Descriptors())
+	}
 	const (
 		daemon  = 8 << 20  // the cache, and what the runtime needs for itself
 		program = 12 << 20 // pages of the program's file
@@ -54,7 +58,23 @@ func TestLimitsFitTheUnit(t *testing.T) {
 
 func TestLimitsOfACaller(t *testing.T) {
 	t.Parallel()
-	if limits := callerLimits(1000); limits.PerSecond != 1000 || limits.Burst != 2000 || limits.Connections == 0 {
+	if limits := callerLimits(1000, 2); limits.PerSecond != 1000 || limits.Burst != 2000 || limits.Connections == 0 {
 		t.Errorf("%+v", limits)
+	}
+}
+
+// Where descriptors are few, what modules' sockets take is no caller's to take, and never less than nothing.
+func TestDescriptorsOfCallers(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		all           uint64
+		modules, want int
+	}{
+		{16384, 0, 12288}, {16384, 260, 11703}, {1024, 260, 183}, {1024, 400, 0}, {64, 0, 48},
+		{1 << 60, 1, (1<<31 - 4) / 4 * 3},
+	} {
+		if got := descriptorsOfCallers(row.all, row.modules); got != row.want {
+			t.Errorf("%d descriptors and %d modules leave %d, want %d", row.all, row.modules, got, row.want)
+		}
 	}
 }

@@ -36,7 +36,7 @@ func (d *daemon) reload(ctx context.Context) (api.ReloadResponse, error) {
 		d.log.Error("the configuration was not reloaded, nothing changed", zap.Error(err))
 		return api.ReloadResponse{}, fmt.Errorf("nothing changed: %w", err)
 	}
-	warnings := slices.Concat(next.config.Rules.UselessAlternates(), next.config.Warnings)
+	warnings := slices.Concat(next.config.Rules.UselessAlternates(), next.config.Warnings, d.sockets.renewals())
 	d.warn(next.config.Warnings)
 	next.log(d.log)
 	if unnoted != nil {

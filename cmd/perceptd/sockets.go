@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,20 +35,28 @@ type sockets struct {
 	failed  chan<- error // a listener that can accept no more
 	changed func()       // called when there is trouble, or an end of it, that nobody asked for
 	notify  systemd.Notify
-	room    int // how many sockets systemd keeps
+	room    int    // how many sockets systemd keeps
+	giver   string // the socket at which root is asked to give modules' folders to perceptd
 	serving sync.WaitGroup
 
 	always map[string]net.Addr // the two that are there as long as the daemon is, by name
 
 	mu      sync.Mutex // protects what follows
+	wanted  []string   // the modules that are to have a socket
 	modules map[string]*socket.Listener
-	stored  map[string]string // what systemd has stored them by, by module
-	trouble []string          // modules that could not be given a socket
+	stored  map[string]string          // what systemd has stored them by, by module
+	trouble map[string]string          // why modules have no socket
+	left    map[string]string          // why root has left a module's folder to another user
+	folders map[string]socket.FolderID // where modules' sockets were last
+	renewed []string                   // modules whose folder is another than it was
 
 	shut      map[string]net.Addr // of always, those that the daemon may not connect to, so that they are not checked
 	unkept    []string            // modules whose sockets systemd does not keep
 	unkeptWhy error               // the latest reason
 }
+
+// moduleDescriptors is how many descriptors a module's socket takes: its listener, its folder and its inode.
+const moduleDescriptors = 3
 
 const (
 	tokenSocketMode = 0o666 // who may have which token is decided by grants, not by the file
@@ -190,20 +199,48 @@ func connect(ctx context.Context, at net.Addr) (net.Conn, error) {
 
 // setModules gives each of the named modules a socket, and takes it from the others. A socket that cannot
 // be made is trouble for its module and for no other: each can spoil its own folder, where it is mounted
-// writable. It is tried again at the next reload.
+// writable. It is tried again by mend, and at the next reload.
 func (s *sockets) setModules(modules []string) {
+	s.mu.Lock()
+	s.wanted = slices.Clone(modules)
+	s.mu.Unlock()
+	s.mend()
+}
+
+// mend gives the modules that are to have a socket the one that they lack.
+func (s *sockets) mend() {
+	s.giveFolders()
+	if s.fill() { // an engine has made a folder since
+		s.giveFolders()
+		s.fill()
+	}
+}
+
+// lacking reports whether a module lacks its socket.
+func (s *sockets) lacking() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.wanted, func(name string) bool {
+		return s.modules[name] == nil || gone(s.modules[name])
+	})
+}
+
+// fill makes the sockets that modules lack, takes away those of others, and reports whether a folder is another user's
+// of which root was not asked.
+func (s *sockets) fill() (unasked bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, l := range s.modules {
-		if !slices.Contains(modules, name) || gone(l) {
+		if !slices.Contains(s.wanted, name) || gone(l) {
 			s.discardLocked(name)
 			_ = l.Close()
 			delete(s.modules, name)
 		}
 	}
-	s.removeFolders(modules)
-	s.trouble, s.unkept = nil, nil
-	for _, name := range modules {
+	s.removeDeadLocked()
+	known, unkept := s.trouble, len(s.unkept)
+	s.trouble, s.unkept = make(map[string]string), nil
+	for _, name := range s.wanted {
 		if l := s.modules[name]; l != nil {
 			if s.stored[name] == "" {
 				s.storeLocked(name, l) // there may be room by now
@@ -212,18 +249,65 @@ func (s *sockets) setModules(modules []string) {
 		}
 		l, err := s.dir.Listen(filepath.Join(api.ModulesDirName, name), api.TokenSocketName, tokenSocketMode, -1)
 		if err != nil {
-			s.log.Error("a module has no socket", zap.String("module", name), zap.Error(err))
-			s.trouble = append(s.trouble, fmt.Sprintf("module %s has no socket: %v", name, err))
+			_, isForeign := errors.AsType[*socket.ForeignError](err)
+			why, asked := s.left[name]
+			unasked = unasked || isForeign && !asked
+			s.trouble[name] = noSocket(name, err, isForeign, why)
+			if s.trouble[name] != known[name] {
+				s.log.Error("a module has no socket",
+					zap.String("module", name), zap.Error(err), zap.String("left", why))
+			}
 			continue
 		}
 		s.modules[name] = l
+		s.noteFolderLocked(name, l.Folder())
 		s.storeLocked(name, l)
 		s.serveModule(name, l)
 	}
-	if len(s.unkept) > 0 {
+	if len(s.unkept) > 0 && len(s.unkept) != unkept {
 		s.log.Warn("modules' sockets are not kept through a restart",
 			zap.Int("modules", len(s.unkept)), zap.String("first", s.unkept[0]), zap.Error(s.unkeptWhy))
 	}
+	return unasked
+}
+
+// noSocket says why a module has no socket, and what mends it.
+func noSocket(module string, why error, isForeign bool, left string) string {
+	text := fmt.Sprintf("module %s has no socket: %v", module, why)
+	if isForeign {
+		text += fmt.Sprintf(": %s: stop its container, remove the folder, perceptctl reload, then start the "+
+			"container again",
+			cmp.Or(left, "root was not asked to give it to perceptd"))
+	}
+	return text
+}
+
+// noteFolderLocked notes which folder a module's socket is in.
+func (s *sockets) noteFolderLocked(module string, folder socket.FolderID) {
+	if before, known := s.folders[module]; known && before != folder {
+		s.log.Warn("a module's folder is another than it was: start containers that have the one before mounted again",
+			zap.String("module", module))
+		if !slices.Contains(s.renewed, module) {
+			s.renewed = append(s.renewed, module)
+		}
+	}
+	if s.folders == nil {
+		s.folders = make(map[string]socket.FolderID)
+	}
+	s.folders[module] = folder
+}
+
+// renewals says, once, which modules' folders are others than they were, and what follows from it.
+func (s *sockets) renewals() (sentences []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, module := range s.renewed {
+		sentences = append(sentences, fmt.Sprintf("the folder of module %s was removed, and is another now: a "+
+			"container that was started before has the old one mounted, where no socket comes any more: start it "+
+			"again", module))
+	}
+	s.renewed = nil
+	return sentences
 }
 
 // serveModule answers a module in the background.
@@ -241,7 +325,10 @@ func gone(l *socket.Listener) bool {
 func (s *sockets) troubles() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := slices.Clone(s.trouble)
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(s.trouble)) {
+		all = append(all, s.trouble[name])
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.shut)) {
 		at := s.shut[name].String()
 		mend := "systemctl stop perceptd.service perceptd.socket perceptd-admin.socket, " +
@@ -258,7 +345,8 @@ func (s *sockets) troubles() []string {
 	for _, name := range slices.Sorted(maps.Keys(s.modules)) {
 		if gone(s.modules[name]) {
 			all = append(all, fmt.Sprintf(
-				"module %s has no socket any more, it was removed: perceptctl reload makes it again", name))
+				"module %s has no socket any more, it was removed: perceptd makes it again within a minute, "+
+					"perceptctl reload at once", name))
 		}
 	}
 	return all
@@ -285,22 +373,37 @@ func parseStored(name string) (module string, inode uint64, ok bool) {
 	return module, inode, ok
 }
 
+// begin takes up the sockets of modules that an earlier start had stored, and gives the named modules theirs.
+func (s *sockets) begin(given map[string]*net.UnixListener, modules []string) {
+	s.mu.Lock()
+	s.wanted = slices.Clone(modules)
+	s.mu.Unlock()
+	s.giveFolders() // a socket is taken up in a folder of perceptd's alone
+	s.takeStored(given)
+	s.mend()
+}
+
 // takeStored takes up the modules' listeners that an earlier start had stored, out of what systemd gave. What is no
-// longer of use is let go of; setModules makes anew what is missing, and takes away what is no longer configured.
+// longer of use is let go of; fill makes anew what is missing, and takes away what is no longer configured.
 func (s *sockets) takeStored(given map[string]*net.UnixListener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	there, unlisted := s.dir.Folders(api.ModulesDirName) // before what is missing is made
 	for name, inner := range given {
 		if !strings.HasPrefix(name, storedModule) {
 			continue
 		}
 		l, module, err := s.adoptLocked(name, inner)
 		if err != nil {
+			if module, _, ok := parseStored(name); ok && unlisted == nil && !slices.Contains(there, module) {
+				s.noteFolderLocked(module, socket.FolderID{}) // another than any that is there
+			}
 			s.log.Info("a stored socket is of no use any more", zap.String("name", name), zap.Error(err))
 			s.discardStored(name)
 			continue
 		}
 		s.modules[module] = l
+		s.noteFolderLocked(module, l.Folder())
 		s.rememberLocked(module, name)
 		s.serveModule(module, l)
 	}
@@ -358,8 +461,9 @@ func (s *sockets) catchUp() {
 
 func (s *sockets) tryToStoreLocked(module string, l *socket.Listener) (name string, err error) {
 	if len(s.stored) >= s.room {
-		return "", fmt.Errorf("systemd keeps %d sockets for perceptd and has them: raise FileDescriptorStoreMax= "+
-			"(systemctl edit perceptd), before systemd 254 with Environment=FDSTORE= of the same number", s.room)
+		return "", fmt.Errorf("systemd keeps %d sockets for perceptd and has them: raise FileDescriptorStoreMax= to "+
+			"1000 at most (systemctl edit perceptd), before systemd 254 with Environment=FDSTORE= of the same "+
+			"number", s.room)
 	}
 	inode, err := l.Inode()
 	if err != nil {
@@ -418,19 +522,19 @@ func (s *sockets) leaveStored() {
 	}
 }
 
-// removeFolders takes away the folders of modules that are no longer configured, also of an earlier start's. What a
-// module has put into its own stays, and the folder with it.
-func (s *sockets) removeFolders(modules []string) {
+// removeDeadLocked takes away what earlier starts have left of the sockets of modules that are no longer configured.
+// Their folders stay: a container that has one mounted finds the socket there when its module is configured again.
+func (s *sockets) removeDeadLocked() {
 	there, err := s.dir.Folders(api.ModulesDirName)
 	if err != nil {
 		s.log.Warn("the modules' folders cannot be listed", zap.Error(err))
 	}
 	for _, module := range there {
-		if slices.Contains(modules, module) {
+		if slices.Contains(s.wanted, module) {
 			continue
 		}
-		if err := s.dir.RemoveFolder(filepath.Join(api.ModulesDirName, module), api.TokenSocketName); err != nil {
-			s.log.Warn("the folder of a module that was removed stays", zap.String("module", module), zap.Error(err))
+		if err := s.dir.RemoveDead(filepath.Join(api.ModulesDirName, module), api.TokenSocketName); err != nil {
+			s.log.Warn("the socket of a module that was removed stays", zap.String("module", module), zap.Error(err))
 		}
 	}
 }
