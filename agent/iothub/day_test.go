@@ -23,8 +23,8 @@ import (
 // day is what a device cost in 24 hours.
 type day struct{ reports, metered, bytes int }
 
-// runDay runs a device until all its tokens have been renewed, and then for the day that counts. It has a token for each
-// of so many resources. In that day its twin may list a policy change.
+// runDay runs a device until all its tokens have been renewed, and then for the day that counts. It has a token for
+// each of so many resources. In that day its twin may list a policy change.
 func runDay(t *testing.T, tokens int, change bool) (cost day) {
 	synctest.Test(t, func(t *testing.T) {
 		var rules agent.Rules

@@ -71,7 +71,8 @@ func desiredOf(percept string) json.RawMessage {
 }
 
 // vision and logger are who asks for tokens.
-var vision, logger = grants.Caller{Module: "vision"}, grants.Caller{Module: "log", Container: &grants.Container{ID: "c"}}
+var vision, logger = grants.Caller{Module: "vision"}, grants.Caller{Module: "log",
+	Container: &grants.Container{ID: "c"}}
 
 // served reports whether a caller is served, and which code it is refused with otherwise.
 func (w twinned) served(t *testing.T, caller grants.Caller) (bool, api.Code) {
@@ -100,7 +101,8 @@ func TestTwinDenies(t *testing.T) {
 	twin(t, func(t *testing.T, w twinned) {
 		w.expect(t, "at first", false)
 		version := int64(0)
-		for _, lifted := range []string{"", "null", `{}`, `{"deny":[]}`, `{"logLevel":"info"}`, `{"deny":[{"module":"other"}]}`} {
+		for _, lifted := range []string{"", "null", `{}`, `{"deny":[]}`, `{"logLevel":"info"}`,
+			`{"deny":[{"module":"other"}]}`} {
 			for _, denied := range []string{denyVision, `{"deny":[{"module":"vision","resource":"VAULT.azure.net/"}]}`,
 				`{"deny":[{"identity":"vision","note":"n"},{"user":"nobody-of-this-name"}]}`} {
 				version += 2
@@ -128,7 +130,8 @@ func TestNotifications(t *testing.T) {
 		if s := w.describe(); s.Version != 4 || w.level.Level() != zapcore.InfoLevel {
 			t.Errorf("more than denied: %+v %v", s, w.level.Level())
 		}
-		for i, percept := range []string{"", "null", `{}`, `{"deny":null}`, `{"deny":[]}`, `{"deny":[{"module":"other"}]}`,
+		for i, percept := range []string{"", "null", `{}`, `{"deny":null}`, `{"deny":[]}`,
+			`{"deny":[{"module":"other"}]}`,
 			`{"deny":{}}`, `[]`, `7`} {
 			w.notified(6+int64(i), percept)
 			w.expect(t, percept, true)
@@ -199,13 +202,14 @@ func TestWhenTheTwinWasRead(t *testing.T) {
 func hostile() map[string]json.RawMessage {
 	all := map[string]json.RawMessage{
 		"ten megabytes": json.RawMessage(`{"percept":{"logLevel":"` + strings.Repeat("x", 10<<20) + `"}}`),
-		"deep":          json.RawMessage(`{"percept":` + strings.Repeat(`[`, 100_000) + strings.Repeat(`]`, 100_000) + `}`),
-		"deep objects":  json.RawMessage(strings.Repeat(`{"percept":`, 20_000) + "1" + strings.Repeat("}", 20_000)),
-		"a deep list":   desiredOf(`{"prefetch":` + strings.Repeat(`[`, 5000) + strings.Repeat(`]`, 5000) + `}`),
-		"cut off":       json.RawMessage(`{"percept":{"deny":[{"module":"log"}`),
-		"nothing":       nil,
-		"no UTF-8":      json.RawMessage("\xff\xfe"),
-		"many keys":     desiredOf(`{` + strings.Repeat(`"k":1,`, 9000) + `"k":1}`),
+		"deep": json.RawMessage(`{"percept":` + strings.Repeat(`[`, 100_000) + strings.Repeat(`]`, 100_000) +
+			`}`),
+		"deep objects": json.RawMessage(strings.Repeat(`{"percept":`, 20_000) + "1" + strings.Repeat("}", 20_000)),
+		"a deep list":  desiredOf(`{"prefetch":` + strings.Repeat(`[`, 5000) + strings.Repeat(`]`, 5000) + `}`),
+		"cut off":      json.RawMessage(`{"percept":{"deny":[{"module":"log"}`),
+		"nothing":      nil,
+		"no UTF-8":     json.RawMessage("\xff\xfe"),
+		"many keys":    desiredOf(`{` + strings.Repeat(`"k":1,`, 9000) + `"k":1}`),
 	}
 	for name, row := range documents {
 		if row.says != "" {
@@ -215,8 +219,8 @@ func hostile() map[string]json.RawMessage {
 	return all
 }
 
-// A document that is wrong changes nothing but that its sound deny entries deny, and says where it is wrong; what was in
-// force stays so until one is right.
+// A document that is wrong changes nothing but that its sound deny entries deny, and says where it is wrong; what was
+// in force stays so until one is right.
 func TestRefusedDocuments(t *testing.T) {
 	twin(t, func(t *testing.T, w twinned) {
 		at := time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)
@@ -237,7 +241,8 @@ func TestRefusedDocuments(t *testing.T) {
 			if is, code := w.served(t, vision); is || code != api.CodeDenied {
 				t.Errorf("%s: vision is served again: %s", name, code)
 			}
-			if now := w.desired.agent.Changes(); len(now) != 1 || now[0].ID != before[0].ID || w.level.Level() != zapcore.WarnLevel {
+			if now := w.desired.agent.Changes(); len(now) != 1 || now[0].ID != before[0].ID ||
+				w.level.Level() != zapcore.WarnLevel {
 				t.Errorf("%s: on record %+v, level %v", name, now, w.level.Level())
 			}
 		}
@@ -348,7 +353,8 @@ func TestHostileDocumentsAreForgotten(t *testing.T) {
 func TestTwinThatIsSetAside(t *testing.T) {
 	twin(t, func(t *testing.T, w twinned) {
 		a := w.desired.agent
-		percept := `{"deny":[{"module":"vision"}],"logLevel":"error","policyChanges":[{"allResources":true,"identity":"device",` +
+		percept := `{"deny":[{"module":"vision"}],"logLevel":"error","policyChanges":[{"allResources":true,` +
+			`"identity":"device",` +
 			`"at":"` + time.Now().Add(-time.Minute).UTC().Format(time.RFC3339) + `","effect":"changed"}]}`
 		w.reads(1, percept)
 		w.expect(t, "heeded", true)
@@ -379,7 +385,8 @@ func TestTwinThatIsSetAside(t *testing.T) {
 		}
 		w.expect(t, "heeded again", true)
 		w.notice()
-		if s := w.describe(); s.Refused != "" || s.Applied != 2 || w.level.Level() != zapcore.ErrorLevel || len(a.Changes()) != 1 {
+		if s := w.describe(); s.Refused != "" || s.Applied != 2 || w.level.Level() != zapcore.ErrorLevel ||
+			len(a.Changes()) != 1 {
 			t.Errorf("%+v, level %v, on record %+v", s, w.level.Level(), a.Changes())
 		}
 		// The twin of another hub is not set aside.
@@ -395,8 +402,8 @@ func TestTwinThatIsSetAside(t *testing.T) {
 	})
 }
 
-// After a connect the twin's versions may begin at 1 again, and a notification without one says nothing of how old it is:
-// what these deny is denied, also where the twin cannot be read.
+// After a connect the twin's versions may begin at 1 again, and a notification without one says nothing of how old it
+// is: what these deny is denied, also where the twin cannot be read.
 func TestNotificationsOfANewTwin(t *testing.T) {
 	twin(t, func(t *testing.T, w twinned) {
 		w.reads(57, `{}`)
@@ -428,7 +435,8 @@ func TestSettingAsideAHubOfWhichNothingIsReadWhole(t *testing.T) {
 			w.tighten(document{hub: other, version: 1, text: desiredOf(deny)}, w.heard+1)
 		},
 		"a method": func(w twinned) {
-			by, what := "iothub "+other+" method percept.deny", api.DenyRequest{DenyTarget: api.DenyTarget{Module: "vision"}}
+			by, what := "iothub "+other+" method percept.deny",
+				api.DenyRequest{DenyTarget: api.DenyTarget{Module: "vision"}}
 			if _, err := w.desired.agent.Deny(by, api.DenySide{Origin: api.DenyMethod, Hub: other}, what); err != nil {
 				panic(err)
 			}
@@ -473,14 +481,16 @@ func TestSettingAsideAHubOfWhichNothingIsReadWhole(t *testing.T) {
 // What the twin names and this device does not have is idle, and keeps nothing else from being in force.
 func TestIdleEntries(t *testing.T) {
 	twin(t, func(t *testing.T, w twinned) {
-		s := w.reads(1, `{"deny":[{"module":"none"},{"module":"vision"},{"resource":"api://none"},{"identity":"none"}],`+
+		s := w.reads(1, `{"deny":[{"module":"none"},{"module":"vision"},{"resource":"api://none"},`+
+			`{"identity":"none"}],`+
 			`"prefetch":[{"resource":"api://none"},{"resource":"`+vault+`","identity":"none"}],`+
 			`"policyChanges":[{"resource":"api://none","at":"2026-11-28T08:00:00Z","effect":"revoked"},`+
 			`{"allResources":true,"identity":"none","at":"2026-11-28T08:00:00Z","effect":"revoked"}]}`)
 		if s.Refused != "" || s.Applied != 1 || len(s.Idle) != 7 {
 			t.Errorf("%+v", s)
 		}
-		for i, begins := range []string{"percept.deny[0]: ", "percept.deny[2]: ", "percept.deny[3]: ", "percept.policyChanges[0]: ",
+		for i, begins := range []string{"percept.deny[0]: ", "percept.deny[2]: ", "percept.deny[3]: ",
+			"percept.policyChanges[0]: ",
 			"percept.policyChanges[1]: ", "percept.prefetch[0]: ", "percept.prefetch[1]: "} {
 			if i < len(s.Idle) && !strings.HasPrefix(s.Idle[i], begins) {
 				t.Errorf("%q does not begin with %s", s.Idle[i], begins)
@@ -532,8 +542,10 @@ func TestTwinNeverWidens(t *testing.T) {
 	}
 	// Half of the documents are right, and about what there is.
 	entry := rapid.SampledFrom([]string{
-		`"deny":[{"module":"vision"}]`, `"deny":[{"all":true}]`, `"deny":[{"resource":"vault.azure.net"},{"user":"1000"}]`,
-		`"deny":[{"identity":"device","module":"log"}]`, `"deny":[]`, `"logLevel":"debug"`, `"prefetch":[{"resource":"a.b"}]`,
+		`"deny":[{"module":"vision"}]`, `"deny":[{"all":true}]`,
+		`"deny":[{"resource":"vault.azure.net"},{"user":"1000"}]`,
+		`"deny":[{"identity":"device","module":"log"}]`, `"deny":[]`, `"logLevel":"debug"`,
+		`"prefetch":[{"resource":"a.b"}]`,
 		`"prefetch":[{"resource":"` + storage + `","identity":"device"},{"resource":"` + vault + `"}]`,
 		`"policyChanges":[{"allResources":true,"at":"2026-11-28T08:59:00Z","effect":"revoked"}]`,
 		`"policyChanges":[{"resource":"` + vault + `","at":"2026-11-28T08:59:00Z","effect":"granted"}]`,
@@ -562,10 +574,16 @@ func TestOlderDocumentsLiftNothing(t *testing.T) {
 				w.again()
 			}
 		},
-		"a read that was asked for before":                  func(w twinned) { w.readsAfter(w.heard-1, 4, `{"deny":[{"module":"unknown"}]}`) },
+		"a read that was asked for before": func(w twinned) {
+			w.readsAfter(w.heard-1, 4,
+				`{"deny":[{"module":"unknown"}]}`)
+		},
 		"a read before, of a version that began at 1 again": func(w twinned) { w.readsAfter(w.heard-1, 1, "") },
-		"another notification":                              func(w twinned) { w.notified(6, `{"deny":[{"module":"other"}]}`) },
-		"a document that is refused":                        func(w twinned) { w.readsAfter(w.heard-1, 4, `{"logLevel":7}`) },
+		"another notification": func(w twinned) {
+			w.notified(6,
+				`{"deny":[{"module":"other"}]}`)
+		},
+		"a document that is refused": func(w twinned) { w.readsAfter(w.heard-1, 4, `{"logLevel":7}`) },
 		"heeding the hub that was set aside": func(w twinned) {
 			_ = w.desired.agent.SetHubAside("root")
 			w.notice()
@@ -687,7 +705,8 @@ func TestFullTwinTakesThePlaceOfFullOnes(t *testing.T) {
 	})
 }
 
-// A full read that was asked for before the last one changes nothing, whatever its version: it neither denies nor lifts.
+// A full read that was asked for before the last one changes nothing, whatever its version: it neither denies nor
+// lifts.
 func TestOlderReadsAreDropped(t *testing.T) {
 	for name, older := range map[string]document{
 		"lifts":                          {twinnedHub, 3, desiredOf(""), 4},
@@ -719,7 +738,8 @@ func TestOlderReadsAreDropped(t *testing.T) {
 // then it is the last one.
 func TestNothingIsAcknowledgedBeforeItIsOnTheDisk(t *testing.T) {
 	t.Parallel()
-	change := `"policyChanges":[{"allResources":true,"at":"` + docsTime.UTC().Format(time.RFC3339) + `","effect":"changed"}]`
+	change := `"policyChanges":[{"allResources":true,"at":"` + docsTime.UTC().Format(time.RFC3339) +
+		`","effect":"changed"}]`
 	for hanging, percept := range map[string]string{"deny rules": denyVision, "policy changes": "{" + change + "}"} {
 		t.Run(hanging, func(t *testing.T) {
 			t.Parallel()

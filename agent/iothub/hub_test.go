@@ -153,7 +153,8 @@ func TestHubPutsTheTwinInForce(t *testing.T) {
 			t.Fatal(err)
 		}
 		refused := j.await(t, "the refusal", func(s api.HubStatus) bool { return s.Desired.Refused != "" }).Desired
-		if !strings.Contains(refused.Refused, says) || refused.Applied != refused.Version-1 || refused.Applied <= before.Applied {
+		if !strings.Contains(refused.Refused, says) || refused.Applied != refused.Version-1 ||
+			refused.Applied <= before.Applied {
 			t.Errorf("%s: %+v", percept, refused)
 		}
 		if !slices.Equal(j.changes(), []string{"changed " + vault}) || j.level.Level() != zapcore.ErrorLevel {
@@ -230,8 +231,8 @@ func TestReloadAppliesTheTwinAgain(t *testing.T) {
 	}
 }
 
-// While a policy change of the twin waits for a disk that hangs, what later documents deny and lift is in force at once.
-// None is acknowledged before it is on the disk, and then the last one is.
+// While a policy change of the twin waits for a disk that hangs, what later documents deny and lift is in force at
+// once. None is acknowledged before it is on the disk, and then the last one is.
 func TestTheTwinIsInForceWhileTheDiskHangs(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
@@ -335,7 +336,8 @@ func TestHubIsClosedWhileTheDiskHangs(t *testing.T) {
 			t.Fatalf("version %d was never put in force", version)
 		}
 	}
-	if status, _, err := j.hub.InvokeMethod(j.ctx, joinedID, api.MethodStatus, []byte("{}")); err != nil || status != 200 {
+	if status, _, err := j.hub.InvokeMethod(j.ctx, joinedID, api.MethodStatus, []byte("{}")); err != nil ||
+		status != 200 {
 		t.Errorf("a method meanwhile: %d %v", status, err)
 	}
 	closed := make(chan struct{})

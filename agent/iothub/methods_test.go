@@ -284,7 +284,8 @@ func TestRefreshMethod(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel() // the connection is gone
-		if status, answer := a.serve(ctx, theDevice, api.MethodRefresh, nil); status != 200 || time.Since(begun) > refreshTime {
+		if status, answer := a.serve(ctx, theDevice, api.MethodRefresh, nil); status != 200 ||
+			time.Since(begun) > refreshTime {
 			t.Errorf("%d %+v", status, answer)
 		}
 	})
@@ -449,7 +450,8 @@ func FuzzMethodPayload(f *testing.F) {
 			}
 		}
 		for _, rule := range a.DenyStatus().Rules {
-			if _, err := a.LiftDeny("iothub "+device, api.DenySide{Origin: api.DenyMethod, Hub: device}, rule.ID); err != nil {
+			if _, err := a.LiftDeny("iothub "+device, api.DenySide{Origin: api.DenyMethod, Hub: device},
+				rule.ID); err != nil {
 				t.Error(err)
 			}
 		}
@@ -646,7 +648,8 @@ func TestDenyByMethodWhileTheDiskHangs(t *testing.T) {
 		m.serve(t.Context(), theDevice, api.MethodDeny, json.RawMessage(`{"module":"vision"}`))
 		status, _ := m.serve(t.Context(), theDevice, api.MethodDeny, nil)
 		if rules := a.DenyStatus().Rules; status != 200 || len(rules) != 17 || time.Since(began) > 0 {
-			t.Errorf("after %v the list is answered with %d, and %d rules are in force", time.Since(began), status, len(rules))
+			t.Errorf("after %v the list is answered with %d, and %d rules are in force", time.Since(began), status,
+				len(rules))
 		}
 		close(release)
 		a.Close()

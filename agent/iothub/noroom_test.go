@@ -11,7 +11,8 @@ import (
 )
 
 // TestTwinDeniesMoreThanFits shows that of more entries than there is room for those that fit deny, one for everything
-// always, and that the others are counted in the status and the acknowledgement, and are in the log, until there is room.
+// always, and that the others are counted in the status and the acknowledgement, and are in the log, until there is
+// room.
 func TestTwinDeniesMoreThanFits(t *testing.T) {
 	twin(t, func(t *testing.T, w twinned) {
 		list := func(prefix string, n int, more string) string {
@@ -21,7 +22,8 @@ func TestTwinDeniesMoreThanFits(t *testing.T) {
 			}
 			return `{"deny":[` + strings.Join(rules, ",") + more + `]}`
 		}
-		const loud = "the twin denies more than there is room for: entries of percept.deny deny nothing; deny more with " +
+		const loud = "the twin denies more than there is room for: entries of percept.deny deny nothing; deny more " +
+			"with " +
 			"fewer entries, or everything with one"
 		expect := func(what string, noRoom, lines int) {
 			t.Helper()

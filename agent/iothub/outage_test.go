@@ -35,7 +35,8 @@ func TestDaysWithoutTheHub(t *testing.T) {
 		t.Fatal(err)
 	}
 	hub.Stop()
-	// Virtual time stands still while a goroutine in it waits for the network, so that the hub comes back outside of it.
+	// Virtual time stands still while a goroutine in it waits for the network, so that the hub comes back outside of
+	// it.
 	var wanted, there, ended atomic.Bool
 	resumed := make(chan error, 1)
 	go func() {
@@ -97,7 +98,8 @@ func TestDaysWithoutTheHub(t *testing.T) {
 				goroutines = runtime.NumGoroutine()
 			}
 		}
-		if s := h.Status(); s.Connected || s.Failure != api.HubFailureNetwork || s.LastError == "" || s.NextTry.IsZero() ||
+		if s := h.Status(); s.Connected || s.Failure != api.HubFailureNetwork || s.LastError == "" ||
+			s.NextTry.IsZero() ||
 			s.Events == nil {
 			t.Errorf("%+v", s)
 		}

@@ -50,7 +50,8 @@ func TestMissingRulesAreReported(t *testing.T) {
 	if !r.Summary.Missing || r.Summary.Lost || r.Deny.Missing != gone.Missing {
 		t.Errorf("%+v %+v", r.Summary, r.Deny)
 	}
-	if r = describe(&api.Status{Deny: &api.DenyStatus{}}, nil, r, maxReport); r.Summary.Missing || r.Deny.Missing != "" {
+	if r = describe(&api.Status{Deny: &api.DenyStatus{}}, nil, r, maxReport); r.Summary.Missing ||
+		r.Deny.Missing != "" {
 		t.Errorf("%+v %+v", r.Summary, r.Deny)
 	}
 }

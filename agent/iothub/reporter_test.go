@@ -126,7 +126,8 @@ func TestReportsWhatChanges(t *testing.T) {
 		}
 		h.connect()
 		sent := h.messages(time.Hour)
-		if len(sent) != 1 || !strings.Contains(sent[0], `"summary":{"aside":`) && !strings.Contains(sent[0], `"stale":0`) {
+		if len(sent) != 1 || !strings.Contains(sent[0], `"summary":{"aside":`) &&
+			!strings.Contains(sent[0], `"stale":0`) {
 			t.Fatalf("%q", sent)
 		}
 		h.change(func(s *api.Status) { s.Tokens[0].Permissions.State = api.PermissionsStale })
@@ -136,7 +137,8 @@ func TestReportsWhatChanges(t *testing.T) {
 		if len(sent) != 1 {
 			t.Fatalf("changes that come together are %d messages: %q", len(sent), sent)
 		}
-		for _, want := range []string{`"desired":{"status":"applied","version":7}`, `"stale":1`, `"withheld":1`, `"requests"`} {
+		for _, want := range []string{`"desired":{"status":"applied","version":7}`, `"stale":1`, `"withheld":1`,
+			`"requests"`} {
 			if !strings.Contains(sent[0], want) {
 				t.Errorf("%s lacks %s", sent[0], want)
 			}
@@ -157,7 +159,8 @@ func TestReportsWhatChanges(t *testing.T) {
 	})
 }
 
-// That tokens are renewed, and that fewer lack a change, is gathered for an hour. What matters goes out at once, with it.
+// That tokens are renewed, and that fewer lack a change, is gathered for an hour. What matters goes out at once, with
+// it.
 func TestReportsGatherRenewals(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -352,7 +355,8 @@ func TestReportsGetRoom(t *testing.T) {
 func TestHubHasWhatItShould(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
-		faults := rapid.SliceOfN(rapid.SampledFrom([]string{"", "lost", "lost, taken", "429", "offline"}), 0, 12).Draw(rt, "faults")
+		faults := rapid.SliceOfN(rapid.SampledFrom([]string{"", "lost", "lost, taken", "429", "offline"}), 0,
+			12).Draw(rt, "faults")
 		stale := rapid.SampledFrom([]string{
 			`{}`, `{"percept":{"schema":0,"old":{"a":1},"tokens":"x"}}`, `{"percept":7,"other":1}`, `{"percept":null}`,
 			`{"percept":{"schema":1,"tokens":[{"identity":"device"}],"desired":{"version":3,"status":"applied"}}}`,
@@ -416,7 +420,8 @@ func drawReported(rt *rapid.T) *api.Status {
 		"\xff\xfe\x00\u2028\"\\<>&", strings.Repeat("\"", 1500), strings.Repeat("é", 1500)))
 	s := &api.Status{
 		Version: text.Draw(rt, "version"), Source: api.SourceStatus{Kind: text.Draw(rt, "kind")},
-		Config: api.ConfigStatus{SHA256: strings.Repeat("a", 64), Error: text.Draw(rt, "fault")}, Trouble: []string{"a"},
+		Config:  api.ConfigStatus{SHA256: strings.Repeat("a", 64), Error: text.Draw(rt, "fault")},
+		Trouble: []string{"a"},
 	}
 	for n := range rapid.IntRange(0, 300).Draw(rt, "tokens") {
 		t := token(text.Draw(rt, "identity"), fmt.Sprint(n)+text.Draw(rt, "resource"))
@@ -440,7 +445,8 @@ func TestReportsFit(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		s := drawReported(rt)
-		ack := &desiredAck{Version: 1 << 50, Status: "refused", Reason: strings.Repeat("\"", 9000), Idle: make([]string, 100)}
+		ack := &desiredAck{Version: 1 << 50, Status: "refused", Reason: strings.Repeat("\"", 9000),
+			Idle: make([]string, 100)}
 		for _, limit := range []int{maxReport, minReport * 4} {
 			r := describe(s, ack, nil, limit)
 			text, err := json.Marshal(map[string]any{"percept": r})
@@ -453,7 +459,8 @@ func TestReportsFit(t *testing.T) {
 			if len(text) > limit+64 {
 				rt.Errorf("%d bytes, limit %d", len(text), limit)
 			}
-			if len(r.Tokens)+r.Summary.LeftOut != len(s.Tokens) || len(r.Deny.Rules)+r.Deny.LeftOut != len(s.Deny.Rules) {
+			if len(r.Tokens)+r.Summary.LeftOut != len(s.Tokens) ||
+				len(r.Deny.Rules)+r.Deny.LeftOut != len(s.Deny.Rules) {
 				rt.Errorf("%d and %d of %d tokens", len(r.Tokens), r.Summary.LeftOut, len(s.Tokens))
 			}
 			calm := slices.ContainsFunc(r.Tokens, func(t tokenReport) bool { return !t.isTrouble() })
@@ -534,7 +541,8 @@ func FuzzMergePatch(f *testing.F) {
 			t.Errorf("%s and %v make %v, which lacks %v", before, patch, got, left)
 		}
 		if patch != nil {
-			if again := merged(doubted(has, patch), mergePatch(doubted(has, patch), want)); mergePatch(again, want) != nil {
+			if again := merged(doubted(has, patch), mergePatch(doubted(has, patch), want)); mergePatch(again,
+				want) != nil {
 				t.Errorf("after a doubt: %v", again)
 			}
 		}

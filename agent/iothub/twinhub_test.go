@@ -89,7 +89,8 @@ func TestThrottledTwinIsShown(t *testing.T) {
 	j.hub.Faults.ThrottleTwin.Store(1000)
 	version := j.update(t, `{"deny":[{"module":"vision"}],"logLevel":"error"}`)
 	s := j.await(t, "the refusal", func(s api.HubStatus) bool { return s.TwinError != "" })
-	if !s.Connected || !strings.Contains(s.TwinError, "429") || s.TwinErrorSince.IsZero() || s.Desired.Version >= version {
+	if !s.Connected || !strings.Contains(s.TwinError, "429") || s.TwinErrorSince.IsZero() ||
+		s.Desired.Version >= version {
 		t.Errorf("%+v", s)
 	}
 	j.awaitDenied(t, true)
@@ -108,7 +109,8 @@ func TestTwinIsAcknowledged(t *testing.T) {
 	applied := j.update(t, `{"deny":[{"module":"vision"},{"module":"none"}]}`)
 	ack := j.awaitAck(t, applied)
 	idle, _ := ack["idle"].([]any)
-	if ack["status"] != "applied" || ack["reason"] != nil || len(idle) != 1 || !strings.HasPrefix(fmt.Sprint(idle[0]), "percept.deny[1]: ") {
+	if ack["status"] != "applied" || ack["reason"] != nil || len(idle) != 1 ||
+		!strings.HasPrefix(fmt.Sprint(idle[0]), "percept.deny[1]: ") {
 		t.Errorf("%v", ack)
 	}
 	// A sound entry beside what is wrong denies, and nothing is lifted.
@@ -122,7 +124,8 @@ func TestTwinIsAcknowledged(t *testing.T) {
 		t.Errorf("vision or log is served: %v", err)
 	}
 	deleted := j.update(t, "null")
-	if ack = j.awaitAck(t, deleted); ack["status"] != "applied" || ack["reason"] != nil || ack["idle"] != nil || j.isDenied(t) {
+	if ack = j.awaitAck(t, deleted); ack["status"] != "applied" || ack["reason"] != nil || ack["idle"] != nil ||
+		j.isDenied(t) {
 		t.Errorf("%v, denied %v", ack, j.isDenied(t))
 	}
 }
@@ -148,7 +151,8 @@ func TestHostileNotifications(t *testing.T) {
 		if err := j.hub.WaitListening(j.ctx, joinedID); err != nil {
 			t.Fatal(err)
 		}
-		if err := j.hub.SendRaw(joinedID, topic+version, []byte(`{"percept":{"logLevel":"error"},"$version":1e99}`)); err != nil {
+		if err := j.hub.SendRaw(joinedID, topic+version, []byte(`{"percept":{"logLevel":"error"},`+
+			`"$version":1e99}`)); err != nil {
 			t.Fatalf("%q: %v", version, err)
 		}
 	}

@@ -43,7 +43,8 @@ func TestUidsTakeThePlaceOfNames(t *testing.T) {
 			}
 		}
 		expect("lifted", false)
-		if _, err := a.Deny("uid 0 (pid 1)", api.DenySide{Origin: api.DenyLocal}, api.DenyRequest{DenyTarget: api.DenyTarget{User: "70001"}}); err != nil {
+		if _, err := a.Deny("uid 0 (pid 1)", api.DenySide{Origin: api.DenyLocal},
+			api.DenyRequest{DenyTarget: api.DenyTarget{User: "70001"}}); err != nil {
 			t.Fatal(err)
 		}
 		expect("a person", true)

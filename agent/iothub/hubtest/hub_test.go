@@ -94,7 +94,8 @@ func connected(t *testing.T, h *Hub, connection string) device {
 	d := dial(h, "tls", id, pass)
 	done(t, d.Connect())
 	t.Cleanup(func() { d.Disconnect(0) })
-	done(t, d.SubscribeMultiple(map[string]byte{topicMethod + "#": 0, topicTwinAnswer + "#": 0, topicDesired + "#": 0}, nil))
+	done(t, d.SubscribeMultiple(map[string]byte{topicMethod + "#": 0, topicTwinAnswer + "#": 0, topicDesired + "#": 0},
+		nil))
 	return d
 }
 
@@ -134,8 +135,10 @@ func TestTwin(t *testing.T) {
 		t.Error(topic, body)
 	}
 	for _, bad := range []string{
-		`{"a.b":1}`, `{"a":[null]}`, `{"a":4503599627370497}`, `{"a":"` + strings.Repeat("x", 4097) + `"}`, `[]`, `{`, ``,
-		strings.Repeat(`{"a":`, 11) + "1" + strings.Repeat("}", 11), `{"a":[` + strings.Repeat(`"`+strings.Repeat("x", 4000)+`",`, 9) + `1]}`,
+		`{"a.b":1}`, `{"a":[null]}`, `{"a":4503599627370497}`, `{"a":"` + strings.Repeat("x", 4097) + `"}`, `[]`, `{`,
+		``,
+		strings.Repeat(`{"a":`, 11) + "1" + strings.Repeat("}", 11), `{"a":[` +
+			strings.Repeat(`"`+strings.Repeat("x", 4000)+`",`, 9) + `1]}`,
 	} {
 		done(t, d.Publish("$iothub/twin/PATCH/properties/reported/?$rid=c", 1, false, bad))
 		if topic, _ := d.next(t, ctx); topic != "$iothub/twin/res/400/?$rid=c" {

@@ -120,7 +120,8 @@ func TestTwinsOverREST(t *testing.T) {
 	tag := header.Get("ETag")
 	s.expect(t, 200, "PATCH", "/twins/cam", `{"tags":{"site":"a"},"properties":{"desired":{"percept":{"deny":[]}}}}`,
 		"If-Match", tag)
-	if topic, payload := d.next(t, ctx); !strings.HasPrefix(topic, topicDesired) || !strings.Contains(payload, `"deny":[]`) {
+	if topic, payload := d.next(t, ctx); !strings.HasPrefix(topic, topicDesired) ||
+		!strings.Contains(payload, `"deny":[]`) {
 		t.Error(topic, payload)
 	}
 	s.expect(t, 412, "PATCH", "/twins/cam", `{"tags":{"site":"b"}}`, "If-Match", tag)
@@ -180,17 +181,20 @@ func TestQueries(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"SELECT * FROM devices": "0 1 2 3 4",
-		"select deviceId from devices where properties.desired.n > 2":                                                    "3 4",
-		"SELECT * FROM devices WHERE properties.desired.n >= 1 AND NOT properties.desired.n = 3":                         "1 2 4",
-		"SELECT * FROM devices WHERE (tags.site = 's1' OR deviceId IN ['cam0', \"cam4\"]) AND properties.desired.n <> 4": "0 1 3",
-		"SELECT * FROM devices WHERE properties.desired.on = true":                                                       "3 4",
-		"SELECT * FROM devices WHERE tags.list = 1":                                                                      "",
-		"SELECT * FROM devices WHERE tags.none != 'x'":                                                                   "",
-		"SELECT * FROM devices WHERE NOT tags.none = 'x'":                                                                "",
-		"SELECT * FROM devices WHERE NOT is_defined(tags.none) AND properties.desired.text < 'j'":                        "0 1 2 3 4",
-		"SELECT * FROM devices WHERE properties.desired.n = '1'":                                                         "",
-		"SELECT * FROM devices.modules WHERE moduleId = 'percept' AND deviceId != 'cam1'":                                "0 2 3 4",
-		"SELECT * FROM devices WHERE connectionState = 'Connected'":                                                      "",
+		"select deviceId from devices where properties.desired.n > " +
+			"2": "3 4",
+		"SELECT * FROM devices WHERE properties.desired.n >= 1 AND NOT properties.desired.n = " +
+			"3": "1 2 4",
+		"SELECT * FROM devices WHERE (tags.site = 's1' OR deviceId IN ['cam0', \"cam4\"]) AND properties.desired.n " +
+			"<> 4": "0 1 3",
+		"SELECT * FROM devices WHERE properties.desired.on = true":                                "3 4",
+		"SELECT * FROM devices WHERE tags.list = 1":                                               "",
+		"SELECT * FROM devices WHERE tags.none != 'x'":                                            "",
+		"SELECT * FROM devices WHERE NOT tags.none = 'x'":                                         "",
+		"SELECT * FROM devices WHERE NOT is_defined(tags.none) AND properties.desired.text < 'j'": "0 1 2 3 4",
+		"SELECT * FROM devices WHERE properties.desired.n = '1'":                                  "",
+		"SELECT * FROM devices.modules WHERE moduleId = 'percept' AND deviceId != 'cam1'":         "0 2 3 4",
+		"SELECT * FROM devices WHERE connectionState = 'Connected'":                               "",
 		"SELECT": "400", "SELECT * FROM twins": "400", "SELECT * FROM devices WHERE": "400", "": "400",
 		"SELECT * FROM devices WHERE n = 1": "400", "SELECT * FROM devices WHERE tags.a = 'x": "400",
 		"SELECT * FROM devices WHERE tags.a LIKE 'x'": "400", "SELECT * FROM devices ORDER BY deviceId": "400",
@@ -313,7 +317,8 @@ func TestChangedAuthentication(t *testing.T) {
 		return pass
 	}
 	symmetric := func(b byte) string {
-		return fmt.Sprintf(`{"authentication":{"type":"sas","symmetricKey":{"primaryKey":%q,"secondaryKey":%q}}}`, key(b),
+		return fmt.Sprintf(`{"authentication":{"type":"sas","symmetricKey":{"primaryKey":%q,"secondaryKey":%q}}}`,
+			key(b),
 			key(b+1))
 	}
 	certificate, _, _, err := h.NewClientCertificate("cam")

@@ -295,7 +295,8 @@ func TestProxiesThatLeadNowhere(t *testing.T) {
 		"it speaks no HTTP":      {"http", nil, proxyPassword, says("220 ftp\r\n\r\n"), "its answer cannot be read"},
 		"its answer has no end":  {"http", nil, proxyPassword, says("HTTP/1.1 200 " + long), "read"},
 		"it echoes the password": {"http", nil, proxyPassword, echoes("%s"), "it is not HTTP/1.1"},
-		"it echoes it in a head": {"http", nil, proxyPassword, echoes("HTTP/1.1 200 OK\r\n%s no colon"), "it is not HTTP/1.1"},
+		"it echoes it in a head": {"http", nil, proxyPassword, echoes("HTTP/1.1 200 OK\r\n%s no colon"),
+			"it is not HTTP/1.1"},
 		"it echoes it as length": {"http", nil, proxyPassword, echoes("HTTP/1.1 200 OK\r\nContent-Length: %s"),
 			"it is not HTTP/1.1"},
 		"it hangs up":            {"http", nil, proxyPassword, says(""), "EOF"},
@@ -421,7 +422,8 @@ func TestWritesOverWebSocketEnd(t *testing.T) {
 		}
 		sum := sha1.Sum([]byte(request.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 		_, _ = fmt.Fprintf(hub, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
-			"Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
+			"Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+			base64.StdEncoding.EncodeToString(sum[:]))
 	}()
 	c, err := upgrade(t.Context(), here, "hub.test", true, 10*time.Millisecond)
 	if err != nil {

@@ -61,7 +61,8 @@ func TestGuard(t *testing.T) {
 	for _, size := range []int{1, 2, 7, 4096, 1 << 20} {
 		out, acknowledged, err := through(good, size)
 		if err != nil || !bytes.Equal(out, good) || acknowledged != 2 {
-			t.Errorf("in pieces of %d: %d of %d bytes, %d acknowledged, %v", size, len(out), len(good), acknowledged, err)
+			t.Errorf("in pieces of %d: %d of %d bytes, %d acknowledged, %v", size, len(out), len(good), acknowledged,
+				err)
 		}
 		for name, bad := range map[string][]byte{
 			"a PUBACK for nothing":    {0x40, 2, 0, 9},

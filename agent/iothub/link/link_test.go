@@ -382,7 +382,9 @@ func TestClockThatIsSet(t *testing.T) {
 	t.Parallel()
 	hub := startHub(t, hubtest.Options{})
 	var ahead atomic.Int64
-	d := start(t, hub, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) } })
+	d := start(t, hub, func(o *Options) {
+		o.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
 	d.connected(t)
 	for _, by := range []time.Duration{400 * 24 * time.Hour, -400 * 24 * time.Hour} {
 		ahead.Store(int64(by))
@@ -413,10 +415,11 @@ func TestHostNameInUpperCase(t *testing.T) {
 	t.Parallel()
 	hub := startHub(t, hubtest.Options{})
 	text := strings.Replace(hub.CreateDevice("cam"), "HostName="+hub.Name(), "HostName="+strings.ToUpper(hub.Name()), 1)
-	d := startWith(t, hub, "cam", Options{Credentials: SharedKeyFile{Path: "/etc/percept/iothub", Read: func(string) ([]byte,
-		error) {
-		return []byte(text), nil
-	}}}, nil)
+	d := startWith(t, hub, "cam", Options{Credentials: SharedKeyFile{Path: "/etc/percept/iothub",
+		Read: func(string) ([]byte,
+			error) {
+			return []byte(text), nil
+		}}}, nil)
 	d.connected(t)
 	if s := d.Status().Identity.String(); s != hub.Name()+"/cam" {
 		t.Errorf("it is %q", s)
@@ -449,7 +452,8 @@ func TestOtherCredentials(t *testing.T) {
 	if changed, err := d.HaveCredentialsChanged(d.ctx); err != nil || changed {
 		t.Errorf("the same credentials: %v %v", changed, err)
 	}
-	text.Store(strings.Replace(text.Load().(string), "HostName="+hub.Name(), "HostName="+strings.ToUpper(hub.Name()), 1))
+	text.Store(strings.Replace(text.Load().(string), "HostName="+hub.Name(), "HostName="+strings.ToUpper(hub.Name()),
+		1))
 	if changed, err := d.HaveCredentialsChanged(d.ctx); err != nil || changed ||
 		!strings.Contains(text.Load().(string), strings.ToUpper(hub.Name())) {
 		t.Errorf("the same credentials with the host's name in upper case: %v %v", changed, err)
@@ -519,7 +523,8 @@ func TestRenewalWithoutASignature(t *testing.T) {
 		}
 		return whole.Sign(ctx, data)
 	}
-	d := startWith(t, hub, "cam", Options{Credentials: ready{login}}, func(o *Options) { o.TokenLife = 4 * time.Second })
+	d := startWith(t, hub, "cam", Options{Credentials: ready{login}},
+		func(o *Options) { o.TokenLife = 4 * time.Second })
 	d.connected(t)
 	away.Store(true)
 	d.wait(t, "it is to be renewed", asked.Load)
@@ -706,7 +711,8 @@ func TestReadsFollowNotifications(t *testing.T) {
 func TestBusyPause(t *testing.T) {
 	t.Parallel()
 	most := func() float64 { return 0.999999 }
-	for times, bound := range map[int]time.Duration{1: 2 * time.Second, 2: 4 * time.Second, 8: 256 * time.Second, 90: 5 * time.Minute} {
+	for times, bound := range map[int]time.Duration{1: 2 * time.Second, 2: 4 * time.Second, 8: 256 * time.Second,
+		90: 5 * time.Minute} {
 		if pause := busyPause(times, most); pause > bound || pause < bound*99/100 {
 			t.Errorf("after %d times it waits for %v", times, pause)
 		}

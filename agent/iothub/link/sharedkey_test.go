@@ -11,7 +11,8 @@ const testKey = "c2VjcmV0LWNhbmFyeS1vZi1hLXRlc3Q="
 func TestConnectionStrings(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]Identity{
-		"HostName=h.azure-devices.net;DeviceId=cam;SharedAccessKey=" + testKey: {Hub: "h.azure-devices.net", Device: "cam"},
+		"HostName=h.azure-devices.net;DeviceId=cam;SharedAccessKey=" +
+			testKey: {Hub: "h.azure-devices.net", Device: "cam"},
 		" hostname=h;deviceid=cam;MODULEID=percept;sharedaccesskey=" + testKey + ";\n": {
 			Hub: "h", Device: "cam", Module: "percept",
 		},
@@ -25,11 +26,15 @@ func TestConnectionStrings(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"": "field 1", "HostName=h;DeviceId=cam": "it lacks SharedAccessKey", "DeviceId=cam;SharedAccessKey=" + testKey: "it lacks HostName",
-		"HostName=h;SharedAccessKey=" + testKey:                                    "it lacks DeviceId",
-		`"HostName=h;DeviceId=cam;SharedAccessKey=` + testKey + `"`:                "something stands before HostName=: ",
-		"\ufeffHostName=h;DeviceId=cam;SharedAccessKey=" + testKey:                 "something stands before HostName=: ",
-		"export CANARY=HostName=h;DeviceId=cam;SharedAccessKey=" + testKey:         "something stands before HostName=: ",
+		"": "field 1", "HostName=h;DeviceId=cam": "it lacks SharedAccessKey", "DeviceId=cam;SharedAccessKey=" +
+			testKey: "it lacks HostName",
+		"HostName=h;SharedAccessKey=" + testKey: "it lacks DeviceId",
+		`"HostName=h;DeviceId=cam;SharedAccessKey=` + testKey +
+			`"`: "something stands before HostName=: ",
+		"\ufeffHostName=h;DeviceId=cam;SharedAccessKey=" + testKey: "something stands before " +
+			"HostName=: ",
+		"export CANARY=HostName=h;DeviceId=cam;SharedAccessKey=" +
+			testKey: "something stands before HostName=: ",
 		"HostName=h;DeviceId=cam;SharedAccessKey=canary!":                          "not base64",
 		"HostName=h;DeviceId=cam;x509=true":                                        "x509=true",
 		"HostName=h;SharedAccessKeyName=iothubowner;SharedAccessKey=" + testKey:    "SharedAccessKeyName",
@@ -87,7 +92,8 @@ func TestMixedUpConnectionStrings(t *testing.T) {
 		"HostName=" + canary + ";DeviceId=cam;SharedAccessKey=aaaa",
 		"HostName=hub.test;DeviceId=cam SharedAccessKey=" + canary + ";SharedAccessKey=aaaa",
 		"HostName=hub.test,SharedAccessKey=" + canary + ";DeviceId=cam;SharedAccessKey=aaaa",
-		"HostName=hub.test;DeviceId=cam;SharedAccessKey=aaaa;GatewayHostName=gw\nHostName=hub.test,SharedAccessKey=" + canary,
+		"HostName=hub.test;DeviceId=cam;SharedAccessKey=aaaa;GatewayHostName=gw\nHostName=hub.test,SharedAccessKey=" +
+			canary,
 		"HostName=hub.test;DeviceId=cam;SharedAccessKey=aaaa;GatewayHostName=gw:" + canary,
 		"HostName=hub.test;DeviceId=cam;SharedAccessKey=aaaa;ModuleId=m\r\nSharedAccessKey=" + canary,
 		"HostName=hub.test;DeviceId=cam;SharedAccessKey=" + canary + "!",
