@@ -133,8 +133,8 @@ func (e *NotYetError) Error() string {
 		stamp(e.Want), stamp(e.ExpiresOn))
 }
 
-// PostponedError is returned by Refresh while a policy change spreads through the directory. A token fetched now may lack
-// the change, and the back end would keep that token for a day.
+// PostponedError is returned by Refresh while a policy change spreads through the directory. A token fetched now may
+// lack the change, and the back end would keep that token for a day.
 type PostponedError struct {
 	For time.Duration
 }

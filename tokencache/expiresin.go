@@ -15,8 +15,8 @@ const briefly = 2 * time.Minute
 // agree reports whether two lives left are the same, as far as they are measured.
 func agree(a, b time.Duration) bool { return (a - b).Abs() <= countSlack }
 
-// believedLifeLocked returns the life that a token has left, if the back end gave the same token before and said something
-// else of its life then.
+// believedLifeLocked returns the life that a token has left, if the back end gave the same token before and said
+// something else of its life then.
 //
 // A later word always shortens the life. It lengthens the life only if something else confirms it: a wall clock that is
 // known to be right, with the issuer's expiry; the first count; the token's own dates, minus the boot time since its
@@ -67,9 +67,9 @@ func (c *Cache) mostLeftLocked(r tombstone, now bootTime) time.Duration {
 	return received.sub(now) + longestNominal
 }
 
-// detectStaticLocked finds out whether the back end's expires_in counts down. It does not if the back end gives the same
-// number with the same token long after the receipt, or the same number with another token although by it the issuer's
-// clock would have gone back. Then all its numbers are void, and what they have shown.
+// detectStaticLocked finds out whether the back end's expires_in counts down. It does not if the back end gives the
+// same number with the same token long after the receipt, or the same number with another token although by it the
+// issuer's clock would have gone back. Then all its numbers are void, and what they have shown.
 func (c *Cache) detectStaticLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
 	c.collectCountsLocked(e, f, left, now)
 	if c.static {
@@ -142,8 +142,8 @@ const (
 	countsAgainOver = 6 * time.Hour
 )
 
-// collectCountsLocked collects evidence that the numbers count down. One number that does not, for any key, starts it again.
-// What was voided stays void: only later numbers are trusted.
+// collectCountsLocked collects evidence that the numbers count down. One number that does not, for any key, starts it
+// again. What was voided stays void: only later numbers are trusted.
 func (c *Cache) collectCountsLocked(e *entry, f Fetched, left time.Duration, now bootTime) {
 	if !f.Counted {
 		return
@@ -245,7 +245,8 @@ func (c *Cache) longestLocked(f Fetched, begun, now bootTime) time.Duration {
 	return defaultNominal
 }
 
-// lifeCountedLocked returns the life left at receipt if the back end counted it and no better clock corrected it; else 0.
+// lifeCountedLocked returns the life left at receipt if the back end counted it and no better clock corrected it; else
+// 0.
 func (c *Cache) lifeCountedLocked(f Fetched, left time.Duration, begun, now bootTime) time.Duration {
 	if !f.Counted || !agree(left, min(f.Left, c.longestLocked(f, begun, now))-now.sub(begun)) {
 		return 0

@@ -210,7 +210,8 @@ func (c *Cache) completeLocked(
 		} else {
 			e.backOff.throttles = 0
 		}
-		e.fail(failure, f.priority == forCaller, e.token.deadline.sub(now), c.postponedUntilLocked(e, now), now, c.roll())
+		e.fail(failure, f.priority == forCaller, e.token.deadline.sub(now), c.postponedUntilLocked(e, now), now,
+			c.roll())
 		again := e.backOff.callers
 		if failure.extent() == OfSource {
 			e.schedule.next = c.nextLocked(e, now)

@@ -56,17 +56,18 @@ type SnapshotEntry struct {
 	ReceivedOnTime time.Duration `json:"received_on_ns,omitempty"`    // on-time of its first receipt; 0: not known
 	IssuedFrom     time.Duration `json:"issued_from_on_ns,omitempty"` // on-times of its issue; both 0: not known
 	IssuedTo       time.Duration `json:"issued_to_on_ns,omitempty"`
-	Blind          bool          `json:"blind,omitempty"` // its age is not known: IssuedFrom follows from the longest life
-	IssueWindow                  // by the issuer's clock
-	Life           time.Duration `json:"life_ns"`            // when it was issued; 0: there never was a token
-	Given          time.Duration `json:"given_ns,omitempty"` // left at its receipt, by the back end; 0: not known
-	IssuedAt       time.Duration `json:"born_ns"`
-	ReceivedBoot   time.Duration `json:"received_ns,omitempty"`
-	Shown          time.Duration `json:"shown_ns"`
-	Answered       time.Duration `json:"answered_ns"`
-	Tries          int           `json:"tries,omitempty"`
-	Claims         Claims        `json:"claims"`
-	Before         *Claims       `json:"before,omitempty"`
+	// its age is not known: IssuedFrom follows from the longest life
+	Blind        bool          `json:"blind,omitempty"`
+	IssueWindow                // by the issuer's clock
+	Life         time.Duration `json:"life_ns"`            // when it was issued; 0: there never was a token
+	Given        time.Duration `json:"given_ns,omitempty"` // left at its receipt, by the back end; 0: not known
+	IssuedAt     time.Duration `json:"born_ns"`
+	ReceivedBoot time.Duration `json:"received_ns,omitempty"`
+	Shown        time.Duration `json:"shown_ns"`
+	Answered     time.Duration `json:"answered_ns"`
+	Tries        int           `json:"tries,omitempty"`
+	Claims       Claims        `json:"claims"`
+	Before       *Claims       `json:"before,omitempty"`
 
 	// Unconfirmed says that the token's life left is not known for certain, since the device was off for an unknown
 	// time.

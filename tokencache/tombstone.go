@@ -152,14 +152,15 @@ func (c *Cache) dropTokenLocked(e *entry, now bootTime) string {
 
 // Tombstone is a token that is not held any more, as it is kept. Durations are boot times unless they say otherwise.
 type Tombstone struct {
-	SHA256       string         `json:"sha256"` // of the token's text
-	ReceivedBoot time.Duration  `json:"received_ns"`
-	ReceivedWall time.Time      `json:"received_on,omitzero"`  // by the device's clock
-	ExpiresOn    time.Time      `json:"expires_on,omitzero"`   // by the issuer's
-	Given        time.Duration  `json:"given_ns,omitempty"`    // life left at its receipt, by the back end; 0: not known
-	Deadline     *time.Duration `json:"deadline_ns,omitempty"` // when it is believed to expire; nil: not known
-	Came         time.Duration  `json:"came_on_ns,omitempty"`  // on-time by which it last came; 0: when this was kept
-	Unlearnt     bool           `json:"unlearnt,omitempty"`    // what was learned of its life was dropped on request
+	SHA256       string        `json:"sha256"` // of the token's text
+	ReceivedBoot time.Duration `json:"received_ns"`
+	ReceivedWall time.Time     `json:"received_on,omitzero"` // by the device's clock
+	ExpiresOn    time.Time     `json:"expires_on,omitzero"`  // by the issuer's
+	// life left at its receipt, by the back end; 0: not known
+	Given    time.Duration  `json:"given_ns,omitempty"`
+	Deadline *time.Duration `json:"deadline_ns,omitempty"` // when it is believed to expire; nil: not known
+	Came     time.Duration  `json:"came_on_ns,omitempty"`  // on-time by which it last came; 0: when this was kept
+	Unlearnt bool           `json:"unlearnt,omitempty"`    // what was learned of its life was dropped on request
 
 	// As in SnapshotEntry.
 	ReceivedOnTime time.Duration `json:"received_on_ns,omitempty"`
@@ -171,8 +172,9 @@ type Tombstone struct {
 // Tombstone returns the tombstone of r's token, for use when r is dropped. False: there is none.
 func (r SnapshotEntry) Tombstone() (Tombstone, bool) {
 	b := Tombstone{
-		SHA256: r.Token.Text.SHA256(), ReceivedBoot: r.ReceivedBoot, ReceivedWall: r.ReceivedWall, ExpiresOn: r.Token.ExpiresOn,
-		Given: r.Given, Deadline: &r.Deadline,
+		SHA256: r.Token.Text.SHA256(), ReceivedBoot: r.ReceivedBoot, ReceivedWall: r.ReceivedWall,
+		ExpiresOn: r.Token.ExpiresOn,
+		Given:     r.Given, Deadline: &r.Deadline,
 		ReceivedOnTime: r.ReceivedOnTime, IssuedFrom: r.IssuedFrom, IssuedTo: r.IssuedTo, Blind: r.Blind,
 	}
 	if r.Unconfirmed || r.Presumed {
@@ -186,8 +188,9 @@ func (all tombstones) export() []Tombstone {
 	var kept []Tombstone
 	for _, r := range all {
 		kept = append(kept, Tombstone{
-			SHA256: r.digest, ReceivedBoot: time.Duration(r.received), ReceivedWall: r.receivedWall, ExpiresOn: r.expiresOn,
-			Given: r.given, Deadline: unless(never, r.deadline), Came: r.cameOn, Unlearnt: r.unlearnt,
+			SHA256: r.digest, ReceivedBoot: time.Duration(r.received), ReceivedWall: r.receivedWall,
+			ExpiresOn: r.expiresOn,
+			Given:     r.given, Deadline: unless(never, r.deadline), Came: r.cameOn, Unlearnt: r.unlearnt,
 			ReceivedOnTime: r.receipt.on, IssuedFrom: r.receipt.from, IssuedTo: r.receipt.to, Blind: r.receipt.blind,
 		})
 	}
