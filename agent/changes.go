@@ -74,9 +74,9 @@ func (a *Agent) ownedByTwin(id string) *Error {
 	if !strings.HasPrefix(id, twinPrefix) || a.IsHubSetAside("") {
 		return nil
 	}
-	return badChange("policy change %s is listed by this device's twin in IoT Hub: take it out of percept.policyChanges "+
-		"there; where the hub cannot be reached any more, root sets aside what it says (sudo perceptctl deny lift "+
-		"--from-hub), and then withdraws it", truncate(id, 64))
+	return badChange("policy change %s is listed by this device's twin in IoT Hub: take it out of "+
+		"percept.policyChanges there; where the hub cannot be reached any more, root sets aside what it says (sudo "+
+		"perceptctl deny lift --from-hub), and then withdraws it", truncate(id, 64))
 }
 
 // forgetTwinChange has a change that the twin lists be on record again when the twin is heeded again.

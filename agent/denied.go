@@ -17,8 +17,8 @@ func deniedError(rule *deny.Rule, caller *grants.Caller, identity *grants.Identi
 	}
 	why := fmt.Sprintf("%s denies %v since %s%s", setBy(rule), rule.Target, formatTime(rule.Since), note)
 	if unknown := rule.Unknown(caller); unknown != "" {
-		why += fmt.Sprintf("; the caller's %s is not known on the loopback listener, and may be that one: on the token socket "+
-			"it is known", unknown)
+		why += fmt.Sprintf("; the caller's %s is not known on the loopback listener, and may be that one: on the "+
+			"token socket it is known", unknown)
 	}
 	return &Error{
 		Code: api.CodeDenied, rule: fmt.Sprintf("deny rule %s: %s", rule.ID, why),
@@ -71,8 +71,8 @@ const lostRetryAfter = 5 * time.Second
 // missingMend says what a person does when rules are gone with a lost record.
 func missingMend(m *deny.Missing) string {
 	if m.Unread {
-		return "mend that, and meanwhile deny again what is to stay denied; root can end this note with perceptctl deny " +
-			"forget-lost"
+		return "mend that, and meanwhile deny again what is to stay denied; root can end this note with perceptctl " +
+			"deny forget-lost"
 	}
 	return "deny again what is to stay denied, and then, as root: perceptctl deny forget-lost"
 }

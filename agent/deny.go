@@ -121,11 +121,12 @@ func (a *Agent) LiftDeny(by string, side api.DenySide, id string) (api.DenyRule,
 	return a.describeDenyRule(was), err
 }
 
-// TightenTwinDeny denies at once what the twin names besides what is denied already, as a notification says or a document
-// of which the rest is wrong. It lifts nothing: SetTwinDeny does, when a document was read whole. hub is this device's
-// identity there, and version that of the desired properties; whether a notification is an old one its callers see to.
-// It waits for no disk: KeepDenyRules does, and what could not be kept is trouble in the status. Of more rules than there
-// is room for those that fit deny, and noRoom is how many do not. The error is an *Error; then nothing was done.
+// TightenTwinDeny denies at once what the twin names besides what is denied already, as a notification says or a
+// document of which the rest is wrong. It lifts nothing: SetTwinDeny does, when a document was read whole. hub is this
+// device's identity there, and version that of the desired properties; whether a notification is an old one its callers
+// see to. It waits for no disk: KeepDenyRules does, and what could not be kept is trouble in the status. Of more rules
+// than there is room for those that fit deny, and noRoom is how many do not. The error is an *Error; then nothing was
+// done.
 func (a *Agent) TightenTwinDeny(hub string, targets []api.DenyRequest, version int64) (noRoom int, err error) {
 	from := deny.HubSide{Hub: hub, Version: version}
 	wanted, refusal := wantedRules(targets)
@@ -204,9 +205,9 @@ func wantedRules(targets []api.DenyRequest) ([]deny.Wanted, error) {
 	return wanted, nil
 }
 
-// SetHubAside has nothing denied that a hub sets, by the twin or by methods: neither that at which this device is now, nor
-// those that have set rules before. That ends when HeedHub is called, or the twin of another hub was read. Its callers
-// see to it that root asks for it. The error is an *Error with CodeNotKept: it is done all the same.
+// SetHubAside has nothing denied that a hub sets, by the twin or by methods: neither that at which this device is now,
+// nor those that have set rules before. That ends when HeedHub is called, or the twin of another hub was read. Its
+// callers see to it that root asks for it. The error is an *Error with CodeNotKept: it is done all the same.
 func (a *Agent) SetHubAside(by string) error {
 	done := false
 	err := a.changeDenyRules("the hub is set aside", func(record deny.Record) (deny.Record, error) {
@@ -323,8 +324,8 @@ func tooManyDenyRules(err error) error {
 		"%v, and none of these was set: lift some, or deny more with one rule", err)}
 }
 
-// logDifference logs the rules that one record has and the other has not: those that are new in one line, and those that
-// are gone in another.
+// logDifference logs the rules that one record has and the other has not: those that are new in one line, and those
+// that are gone in another.
 func (a *Agent) logDifference(by string, version int64, before, after deny.Record) {
 	a.logDenyRules("deny rule", "set", by, version, missingFrom(before, after), MessageDenyRuleSet)
 	a.logDenyRules("deny rule", "lifted", by, version, missingFrom(after, before), MessageDenyRuleLifted)

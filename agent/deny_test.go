@@ -77,14 +77,16 @@ func TestDenyTakesAwayAndLiftGivesBack(t *testing.T) {
 		if d.Allowed || refusal == nil || refusal.Code != api.CodeDenied || d.Reason != refusal.Detail {
 			t.Errorf("the check says %+v, %v", d, refusal)
 		}
-		if _, err := a.Rejected(context.Background(), module, api.Rejection{Resource: vault, Status: 401}); codeOf(err) !=
+		if _, err := a.Rejected(context.Background(), module,
+			api.Rejection{Resource: vault, Status: 401}); codeOf(err) !=
 			api.CodeDenied {
 			t.Errorf("advice: %v", err)
 		}
 		if counts := a.Counts(); counts.Denied != 1 || len(a.Status().Denials) != 1 {
 			t.Errorf("counted %+v", counts)
 		}
-		if logs.FilterMessage("token denied").FilterField(zap.String("message_id", agent.MessageDeniedByRule)).Len() == 0 {
+		if logs.FilterMessage("token denied").FilterField(zap.String("message_id",
+			agent.MessageDeniedByRule)).Len() == 0 {
 			t.Error("the audit has no line")
 		}
 		if again := mustDeny(t, a, api.DenyLocal, denyModule("vision")); again.ID != rule.ID {
@@ -96,7 +98,8 @@ func TestDenyTakesAwayAndLiftGivesBack(t *testing.T) {
 		if _, err := a.LiftDeny("uid 0", api.DenySide{Origin: api.DenyLocal}, rule.ID); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.LiftDeny("uid 0", api.DenySide{Origin: api.DenyLocal}, rule.ID); codeOf(err) != api.CodeUnknownDenyRule {
+		if _, err := a.LiftDeny("uid 0", api.DenySide{Origin: api.DenyLocal},
+			rule.ID); codeOf(err) != api.CodeUnknownDenyRule {
 			t.Errorf("%v", err)
 		}
 		if code := askFor(a, module, vault); code != "" {
@@ -223,8 +226,8 @@ func TestTwinDeny(t *testing.T) {
 	})
 }
 
-// What root set aside is heeded again once this device has another identity at the hub, and its twin was read: that is in
-// the journal, once, with who had set what aside. The methods' rules of the former identity go with it.
+// What root set aside is heeded again once this device has another identity at the hub, and its twin was read: that is
+// in the journal, once, with who had set what aside. The methods' rules of the former identity go with it.
 func TestMoveEndsTheSettingAside(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -266,7 +269,8 @@ func TestMoveEndsTheSettingAside(t *testing.T) {
 				t.Fatalf("%d lines, not %d", len(heeded), c.lines)
 			}
 			for _, line := range heeded {
-				if fields := line.ContextMap(); fields["set_aside_by"] != "uid 0 (pid 1)" || fields["by"] != "IoT Hub "+c.to ||
+				if fields := line.ContextMap(); fields["set_aside_by"] != "uid 0 (pid 1)" ||
+					fields["by"] != "IoT Hub "+c.to ||
 					fmt.Sprint(fields["set_aside"]) != "["+thisHub+"]" {
 					t.Errorf("%v", fields)
 				}
@@ -291,7 +295,8 @@ func TestNoDenyRuleAllowsAnything(t *testing.T) {
 	target := func(t *rapid.T) api.DenyRequest {
 		pick := func(name string, of ...string) string { return rapid.SampledFrom(append(of, "")).Draw(t, name) }
 		r := api.DenyRequest{DenyTarget: api.DenyTarget{
-			Module: pick("module", "vision", "gone"), Unit: pick("unit", "camera"), User: pick("user", "1000", "root", "0"),
+			Module: pick("module", "vision", "gone"), Unit: pick("unit", "camera"),
+			User:     pick("user", "1000", "root", "0"),
 			Identity: pick("identity", "device", "vision"), Resource: pick("resource", vault, storage+"/"),
 		}}
 		if r.DenyTarget == (api.DenyTarget{}) {
@@ -322,7 +327,8 @@ func TestNoDenyRuleAllowsAnything(t *testing.T) {
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		version++
-		if err := a.SetTwinDeny(thisHub, rapid.SliceOfN(rapid.Custom(target), 0, 3).Draw(t, "twin"), version); err != nil {
+		if err := a.SetTwinDeny(thisHub, rapid.SliceOfN(rapid.Custom(target), 0, 3).Draw(t, "twin"),
+			version); err != nil {
 			t.Fatal(err)
 		}
 		before := allowed()

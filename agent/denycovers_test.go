@@ -26,7 +26,8 @@ func TestScreensCoverWhatIsDenied(t *testing.T) {
 	rules.Alternates = map[string][]string{storage: {blob}, queue: {blob, file}}
 	names := deny.Names{Rules: rules.Rules, LookupUser: func(string) (uint32, bool, error) { return 1000, true, nil }}
 	spelled := []string{
-		"", vault, "HTTPS://Vault.Azure.Net:443//", vault + "/.default", storage, storage + "/", blob, blob + ":443", queue,
+		"", vault, "HTTPS://Vault.Azure.Net:443//", vault + "/.default", storage, storage + "/", blob, blob + ":443",
+		queue,
 		queue + "/.default", file, "API://files/x/", "api://files/X", "https://elsewhere.example", guid1,
 	}
 	others := map[bool]int{}
@@ -44,7 +45,8 @@ func TestScreensCoverWhatIsDenied(t *testing.T) {
 		if target == (api.DenyTarget{}) {
 			target.All = true
 		}
-		if _, err := a.Deny("uid 0 (pid 1)", api.DenySide{Origin: api.DenyLocal}, api.DenyRequest{DenyTarget: target}); err != nil {
+		if _, err := a.Deny("uid 0 (pid 1)", api.DenySide{Origin: api.DenyLocal},
+			api.DenyRequest{DenyTarget: target}); err != nil {
 			t.Fatal(err)
 		}
 		said := a.DenyStatus().Rules[0]

@@ -263,7 +263,8 @@ func TestTwinLeavesRulesMissing(t *testing.T) {
 				}
 				if late {
 					s := a.Status()
-					if trouble := strings.Join(s.Trouble, "\n"); !strings.Contains(s.Deny.Missing, "not in force, and what") ||
+					if trouble := strings.Join(s.Trouble, "\n"); !strings.Contains(s.Deny.Missing,
+						"not in force, and what") ||
 						!strings.Contains(s.Deny.Missing, "input/output error") || s.Deny.Lost != "" ||
 						strings.Count(trouble, "input/output error") != 1 || !strings.Contains(trouble, s.Deny.Mend) {
 						t.Errorf("while it cannot be read: %+v, %q", s.Deny, s.Trouble)
@@ -315,8 +316,8 @@ func TestTwinLeavesRulesMissing(t *testing.T) {
 	}
 }
 
-// Where a twin was read before a record that cannot be read now, the device says that others' rules are not in force, over
-// restarts, until the record was read or is found lost, or root ends it.
+// Where a twin was read before a record that cannot be read now, the device says that others' rules are not in force,
+// over restarts, until the record was read or is found lost, or root ends it.
 func TestTwinWhileDenyRulesAreUnread(t *testing.T) {
 	t.Parallel()
 	for _, lost := range []bool{false, true} {
@@ -590,7 +591,8 @@ func TestOlderDenyRecordPutBack(t *testing.T) {
 					t.Errorf("held %v: %q", isHeld, code)
 				}
 				s := a.DenyStatus()
-				if isHeld != (s.Lost == "") || isHeld != (len(s.Rules) == 2) || !isHeld && !strings.Contains(s.Lost, "older") {
+				if isHeld != (s.Lost == "") || isHeld != (len(s.Rules) == 2) || !isHeld &&
+					!strings.Contains(s.Lost, "older") {
 					t.Errorf("held %v: %+v", isHeld, s)
 				}
 				if err := a.ForgetLostDenyRules("uid 0"); err != nil {
@@ -607,8 +609,8 @@ func TestOlderDenyRecordPutBack(t *testing.T) {
 	}
 }
 
-// What is in a folder that took the place of the one that was read is in force before it is overwritten; where it cannot
-// be read now nothing is, and where it is spoilt the record is lost.
+// What is in a folder that took the place of the one that was read is in force before it is overwritten; where it
+// cannot be read now nothing is, and where it is spoilt the record is lost.
 func TestDenyRulesMountedLate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -77,7 +77,8 @@ func lookupUser(name string) (uid uint32, found bool, err error) {
 	return uint32(id), err == nil, err
 }
 
-// rulesNow returns the rules in force, in which a deny rule by a user's name is about the account that has the name now.
+// rulesNow returns the rules in force, in which a deny rule by a user's name is about the account that has the name
+// now.
 func (a *Agent) rulesNow() *ruleset {
 	rules := a.rules.Load()
 	if rules.denied.NamesUsers() && a.deny.accounts.isDue() && a.renewUsers() {

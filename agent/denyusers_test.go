@@ -15,8 +15,8 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// TestDenyUsersWhoComeLater shows that a rule by a user's name is about who has the name now: an account that is made, is
-// given another uid, or is removed after the rule was set, without a reload. It is looked up once a second at most.
+// TestDenyUsersWhoComeLater shows that a rule by a user's name is about who has the name now: an account that is made,
+// is given another uid, or is removed after the rule was set, without a reload. It is looked up once a second at most.
 func TestDenyUsersWhoComeLater(t *testing.T) {
 	t.Parallel()
 	bubble(t, edge(), new(tokencachetest.Source), func(t *testing.T, a *agent.Agent, _ *observer.ObservedLogs) {

@@ -15,7 +15,8 @@ import (
 	"perceptd/tokencache/tokencachetest"
 )
 
-// A save that hangs is shown, of whatever it is: since when, and what to do, until it is over. All is in force meanwhile.
+// A save that hangs is shown, of whatever it is: since when, and what to do, until it is over. All is in force
+// meanwhile.
 func TestSavesThatHang(t *testing.T) {
 	t.Parallel()
 	for what, hang := range map[string]func(o *agent.Options, wait func()){
@@ -40,7 +41,8 @@ func TestSavesThatHang(t *testing.T) {
 				var changed atomic.Int64
 				o := agent.Options{
 					Fetch: (&tokencachetest.Source{Life: 24 * time.Hour}).Fetch, Changed: func() { changed.Add(1) },
-					Rules: agent.Rules{Rules: grants.Rules{Identities: []grants.Identity{{Name: "edge", Default: true}}}},
+					Rules: agent.Rules{Rules: grants.Rules{Identities: []grants.Identity{{Name: "edge",
+						Default: true}}}},
 				}
 				hang(&o, func() {
 					if hangs.Load() {
@@ -53,17 +55,22 @@ func TestSavesThatHang(t *testing.T) {
 				}
 				t.Cleanup(a.Close)
 				time.Sleep(time.Minute)
-				said := func() bool { return strings.Contains(strings.Join(a.Status().Trouble, "\n"), what+" has hung since ") }
+				said := func() bool {
+					return strings.Contains(strings.Join(a.Status().Trouble, "\n"),
+						what+" has hung since ")
+				}
 				if said() {
 					t.Error("it is said to hang before it does")
 				}
 				hangs.Store(true)
 				began := time.Now()
 				go func() {
-					_, _ = a.Deny("uid 0", api.DenySide{Origin: api.DenyLocal}, api.DenyRequest{DenyTarget: api.DenyTarget{Module: "vision"}})
+					_, _ = a.Deny("uid 0", api.DenySide{Origin: api.DenyLocal},
+						api.DenyRequest{DenyTarget: api.DenyTarget{Module: "vision"}})
 				}()
 				go func() {
-					_, _ = a.RecordChange("uid 0", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed})
+					_, _ = a.RecordChange("uid 0", api.PolicyChangeRequest{AllResources: true,
+						Effect: tokencache.Changed})
 				}()
 				time.Sleep(20 * time.Second)
 				synctest.Wait()
@@ -120,14 +127,16 @@ func TestDenyingWhileTheDiskHangs(t *testing.T) {
 			func() error { return a.HeedHub("uid 0") },
 			func() error { return a.ForgetLostDenyRules("uid 0") },
 			func() error {
-				_, err := a.RecordChange("uid 0", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed})
+				_, err := a.RecordChange("uid 0", api.PolicyChangeRequest{AllResources: true,
+					Effect: tokencache.Changed})
 				return err
 			},
 			func() error { _, err := a.WithdrawChange("uid 0", a.Changes()[0].ID); return err },
 		} {
 			began := time.Now()
 			err := do()
-			if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(), "saving has not ended after 5s, and goes on") {
+			if codeOf(err) != api.CodeNotKept || !strings.Contains(err.Error(),
+				"saving has not ended after 5s, and goes on") {
 				t.Errorf("%d: %v", i, err)
 			}
 			synctest.Wait() // it is known by now how long the disk takes

@@ -29,7 +29,8 @@ func TestBoundedLog(t *testing.T) {
 			bounded.Debug("of a level that is not written")
 		}
 		log.Info("another")
-		if n := logs.FilterMessage("flood").Len(); n != 50 || logs.FilterMessage("another").Len() != 1 || logs.Len() != 51 {
+		if n := logs.FilterMessage("flood").Len(); n != 50 || logs.FilterMessage("another").Len() != 1 ||
+			logs.Len() != 51 {
 			t.Fatalf("%d lines of a flood, %d in all", n, logs.Len())
 		}
 		time.Sleep(time.Second)
@@ -84,7 +85,8 @@ func TestTwinDenyLines(t *testing.T) {
 			fmt.Sprint(now["denies"]) != "[module m2-0 module m2-1 module m2-2 module m2-3]" {
 			t.Errorf("%v", now)
 		}
-		if now := lifted[0].ContextMap(); now["rules"] != int64(64) || now["message_id"] != agent.MessageDenyRuleLifted ||
+		if now := lifted[0].ContextMap(); now["rules"] != int64(64) ||
+			now["message_id"] != agent.MessageDenyRuleLifted ||
 			!strings.HasPrefix(fmt.Sprint(now["denies"]), "[module m1-0 ") {
 			t.Errorf("%v", now)
 		}
@@ -131,7 +133,8 @@ func TestTwinChangeLines(t *testing.T) {
 		for version := range int64(100) {
 			var all []api.PolicyChangeRequest
 			for i := range 10 {
-				all = append(all, api.PolicyChangeRequest{AllResources: true, At: at, Note: fmt.Sprint(version, "-", i)})
+				all = append(all, api.PolicyChangeRequest{AllResources: true, At: at,
+					Note: fmt.Sprint(version, "-", i)})
 			}
 			if _, err := a.SetTwinChanges(thisHub, all, version); err != nil {
 				t.Fatal(err)
@@ -163,7 +166,8 @@ func TestTwinDenyWaitsForNoHandOver(t *testing.T) {
 		}
 		defer a.Close()
 		for version := range int64(100) {
-			if _, err := a.TightenTwinDeny(thisHub, []api.DenyRequest{denyModule(fmt.Sprint("m", version))}, version); err != nil {
+			if _, err := a.TightenTwinDeny(thisHub, []api.DenyRequest{denyModule(fmt.Sprint("m", version))},
+				version); err != nil {
 				t.Fatal(err)
 			}
 		}

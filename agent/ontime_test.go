@@ -339,7 +339,9 @@ func TestTokenDroppedForALostRecordComesAgain(t *testing.T) {
 		behind.Store(int64(20 * time.Minute))
 		o := agent.Options{
 			Fetch: back.Fetch, Rules: edge(), BootID: "one", Persistence: s.keeping(),
-			Clock: tokencache.Clock{Wall: func() time.Time { return time.Now().Round(0).Add(-time.Duration(behind.Load())) }},
+			Clock: tokencache.Clock{Wall: func() time.Time {
+				return time.Now().Round(0).Add(-time.Duration(behind.Load()))
+			}},
 		}
 		a, err := agent.New(o)
 		if err != nil {

@@ -637,7 +637,8 @@ func TestWithheld(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, want := range []string{`identity "vision" on ` + vault, "were revoked on Jan 2 12:00:00 UTC",
-			"still hands out a token from before", "at the latest, probably by", "cannot be recalled", "wait, or watch"} {
+			"still hands out a token from before", "at the latest, probably by", "cannot be recalled",
+			"wait, or watch"} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%q lacks %q", err, want)
 			}

@@ -124,7 +124,8 @@ func TestOddTokensAreTrouble(t *testing.T) {
 		}
 		if got := a.Status().Trouble; len(got) != 1 ||
 			!strings.Contains(got[0],
-				`identity "device" for https://vault.azure.net and identity "vision" for https://vault.azure.net have one and the same token`) {
+				`identity "device" for https://vault.azure.net and identity "vision" for https://vault.azure.net `+
+					`have one and the same token`) {
 			t.Errorf("trouble %q", got)
 		}
 		s.same, s.audience = false, "api://two"
@@ -139,7 +140,8 @@ func TestOddTokensAreTrouble(t *testing.T) {
 		refresh(t, a)
 		if got := a.Status().Trouble; len(got) != 1 ||
 			!strings.Contains(got[0],
-				`the token of identity "vision" for https://vault.azure.net has claims that are too long`) || !strings.Contains(got[0], ": oid, groups;") {
+				`the token of identity "vision" for https://vault.azure.net has claims that are too long`) ||
+			!strings.Contains(got[0], ": oid, groups;") {
 			t.Errorf("trouble %q", got)
 		}
 		time.Sleep(time.Second)

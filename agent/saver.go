@@ -23,8 +23,8 @@ const (
 	// was requested meanwhile. A caller that requests one save after the other, and waits for each, would gain nothing
 	// by it.
 	saveBatchInterval = 100 * time.Millisecond
-	// saveWait is how long who wants something on the disk waits for it: less than a request on the admin socket may take,
-	// and a place there is taken meanwhile.
+	// saveWait is how long who wants something on the disk waits for it: less than a request on the admin socket may
+	// take, and a place there is taken meanwhile.
 	saveWait = 5 * time.Second
 	// hangsAfter is how long a save takes at most before it is said to hang.
 	hangsAfter = 30 * time.Second
@@ -178,8 +178,8 @@ type oneSave struct {
 	slow, hangs atomic.Bool // it takes longer than saveWait, than hangsAfter
 }
 
-// watch notes that a save begins, and has it said when it hangs. Its result is called when the save is over. A disk takes
-// its time by no clock but the process's own, however fast a simulated device's runs.
+// watch notes that a save begins, and has it said when it hangs. Its result is called when the save is over. A disk
+// takes its time by no clock but the process's own, however fast a simulated device's runs.
 func (s *saver) watch() (ended func()) {
 	save := &oneSave{began: s.clock.Wall()}
 	s.current.Store(save)
@@ -306,8 +306,8 @@ func (s *saver) waitAWhile() error {
 	}
 }
 
-// begin has what there is saved as wait does, and does not wait for it. It returns those who do, together; nil: the saver
-// is stopped.
+// begin has what there is saved as wait does, and does not wait for it. It returns those who do, together; nil: the
+// saver is stopped.
 func (s *saver) begin() *saveBatch {
 	s.mu.Lock()
 	if s.stopped {
@@ -345,8 +345,9 @@ func remedyFor(err error) string {
 
 // hangsText says that a save of something hangs since then, and what that means.
 func hangsText(what string, since time.Time, meanwhile string) string {
-	return fmt.Sprintf("saving %s has hung since %s: %s; nothing ends that but the disk: see journalctl -k, and whether "+
-		"the state folder answers (ls), and replace the disk or mount it anew", what, formatTime(since), meanwhile)
+	return fmt.Sprintf("saving %s has hung since %s: %s; nothing ends that but the disk: see journalctl -k, and "+
+		"whether the state folder answers (ls), and replace the disk or mount it anew", what, formatTime(since),
+		meanwhile)
 }
 
 const triedAgain = "it is tried again every minute, and at once by perceptctl reload"

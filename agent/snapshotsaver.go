@@ -137,8 +137,8 @@ func (s *snapshotSaver) trouble() (all []string) {
 			fault, remedyFor(fault), triedAgain))
 	}
 	if since := s.handoff.hangsSince(); !since.IsZero() {
-		all = append(all, fmt.Sprintf("saving what systemd keeps has hung since %s: a crash costs calls to the back end; "+
-			"look at systemd: systemctl status", formatTime(since)))
+		all = append(all, fmt.Sprintf("saving what systemd keeps has hung since %s: a crash costs calls to the back "+
+			"end; look at systemd: systemctl status", formatTime(since)))
 	} else if fault := s.handoff.failure(); fault != nil {
 		all = append(all,
 			fmt.Sprintf("tokens are not handed to systemd, so that a crash costs calls to the back end: %v", fault))

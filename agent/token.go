@@ -145,8 +145,8 @@ func waitForChange(ctx context.Context, changed <-chan struct{}, missing bool) b
 }
 
 // Peek describes, without its text, the token that r would be answered with now. It returns a channel that is closed
-// when that may have changed, also by a reload or a deny rule. It checks the grants at every call. It fetches nothing, but the cache counts it as a
-// request for the token. The error is an *Error.
+// when that may have changed, also by a reload or a deny rule. It checks the grants at every call. It fetches nothing,
+// but the cache counts it as a request for the token. The error is an *Error.
 func (a *Agent) Peek(caller grants.Caller, r Request) (info api.WatchEvent, changed <-chan struct{}, err error) {
 	named := r.Resource
 	r.Resource = grants.TrimScope(named)

@@ -126,7 +126,8 @@ func (a *Agent) twinChanges(
 		case unknown != nil:
 			idle = append(idle, fmt.Sprintf("policyChanges[%d]: %s", i, unknown.Detail))
 		case !onRecord[p.ID] && a.cache.IsOver(c.At):
-			idle = append(idle, fmt.Sprintf("policyChanges[%d]: it is over, since every token from before %s has expired",
+			idle = append(idle, fmt.Sprintf("policyChanges[%d]: it is over, since every token from before %s has "+
+				"expired",
 				i, formatTime(c.At)))
 		case !known[p.ID]:
 			known[p.ID] = true

@@ -24,9 +24,11 @@ func twinAgent(t *testing.T, o Options) *Agent {
 	t.Helper()
 	uid := uint32(1)
 	o.Rules = Rules{Rules: grants.Rules{
-		Identities: []grants.Identity{{Name: "edge", Default: true}, {Name: "vision", ClientID: "00000000-0000-0000-0000-000000000001"}},
+		Identities: []grants.Identity{{Name: "edge", Default: true},
+			{Name: "vision", ClientID: "00000000-0000-0000-0000-000000000001"}},
 		Grants: []grants.Grant{
-			{Caller: grants.Match{UID: &uid}, Identity: "edge", Resources: []string{"https://vault.azure.net", "api://b"}},
+			{Caller: grants.Match{UID: &uid}, Identity: "edge",
+				Resources: []string{"https://vault.azure.net", "api://b"}},
 			{Caller: grants.Match{UID: &uid}, Identity: "vision", Resources: []string{"https://vault.azure.net"}},
 		},
 	}}
@@ -61,7 +63,8 @@ func TestTwinChanges(t *testing.T) {
 		a := twinAgent(t, Options{SaveRecord: save})
 		time.Sleep(time.Hour)
 		at := time.Now().Add(-time.Minute)
-		vault := api.PolicyChangeRequest{Resource: "https://VAULT.azure.net/", At: at, Effect: tokencache.Revoked, Note: "n"}
+		vault := api.PolicyChangeRequest{Resource: "https://VAULT.azure.net/", At: at, Effect: tokencache.Revoked,
+			Note: "n"}
 		all := api.PolicyChangeRequest{AllResources: true, Identity: "vision", At: at, Effect: tokencache.Granted}
 		byHand, err := a.RecordChange("uid 0", api.PolicyChangeRequest{AllResources: true, Effect: tokencache.Changed})
 		if err != nil {
@@ -132,7 +135,8 @@ func TestIdleTwinChanges(t *testing.T) {
 			t.Errorf("%v, %+v", err, a.Changes())
 		}
 		for i, says := range []string{`policyChanges[0]: no grant names resource api://elsewhere`,
-			`policyChanges[1]: no [[identity]] of the configuration is named "speech"`, "policyChanges[2]: it is over"} {
+			`policyChanges[1]: no [[identity]] of the configuration is named "speech"`,
+			"policyChanges[2]: it is over"} {
 			if len(idle) != 3 || !strings.HasPrefix(idle[i], says) {
 				t.Errorf("%q, want %s", idle, says)
 			}
@@ -170,8 +174,10 @@ func TestTwinChangeIsNotEndedByAWallClock(t *testing.T) {
 			t.Errorf("%v, idle %q, on record %+v", err, idle, a.Changes())
 		}
 		// One of that date that is not on record is over, as far as is known.
-		earlier := append(revoked, api.PolicyChangeRequest{Resource: "api://b", At: revoked[0].At, Effect: tokencache.Granted})
-		if idle, err := a.SetTwinChanges("hub/device", earlier, 3); err != nil || len(idle) != 1 || len(a.Changes()) != 1 {
+		earlier := append(revoked, api.PolicyChangeRequest{Resource: "api://b", At: revoked[0].At,
+			Effect: tokencache.Granted})
+		if idle, err := a.SetTwinChanges("hub/device", earlier, 3); err != nil || len(idle) != 1 ||
+			len(a.Changes()) != 1 {
 			t.Errorf("%v, idle %q, on record %+v", err, idle, a.Changes())
 		}
 	})
@@ -192,8 +198,9 @@ func TestTwinChangesAreRefusedWhole(t *testing.T) {
 			{Resource: "api://b", At: now.Add(time.Hour), Effect: tokencache.Revoked},
 			{Resource: "https://vault.azure.net", At: now, Effect: tokencache.Revoked},
 		}, 2)
-		if err == nil || !strings.Contains(err.Error(), "policyChanges[1]: it is dated 1h0m0s ahead") || !slices.Equal(idsOf(a),
-			[]string{twinID(before)}) {
+		if err == nil || !strings.Contains(err.Error(), "policyChanges[1]: it is dated 1h0m0s ahead") ||
+			!slices.Equal(idsOf(a),
+				[]string{twinID(before)}) {
 			t.Errorf("%v, %q", err, idsOf(a))
 		}
 	})
@@ -212,10 +219,11 @@ func TestTwinChangeFaults(t *testing.T) {
 		all  []api.PolicyChangeRequest
 		says string
 	}{
-		"none":      {nil, ""},
-		"a few":     {[]api.PolicyChangeRequest{good, good}, ""},
-		"too many":  {make([]api.PolicyChangeRequest, MaxTwinChanges+1), "policyChanges lists 101: at most 100 can be"},
-		"no time":   {with(func(c *api.PolicyChangeRequest) { c.At = time.Time{} }), "policyChanges[1]: its time is missing"},
+		"none":     {nil, ""},
+		"a few":    {[]api.PolicyChangeRequest{good, good}, ""},
+		"too many": {make([]api.PolicyChangeRequest, MaxTwinChanges+1), "policyChanges lists 101: at most 100 can be"},
+		"no time": {with(func(c *api.PolicyChangeRequest) { c.At = time.Time{} }),
+			"policyChanges[1]: its time is missing"},
 		"no effect": {with(func(c *api.PolicyChangeRequest) { c.Effect = "" }), "policyChanges[1]: the effect of"},
 		"lost": {with(func(c *api.PolicyChangeRequest) { c.Effect = tokencache.Unknown }),
 			"policyChanges[1]: the effect of"},
@@ -225,8 +233,9 @@ func TestTwinChangeFaults(t *testing.T) {
 		"a note of two lines": {with(func(c *api.PolicyChangeRequest) { c.Note = "a\nb" }),
 			"policyChanges[1]: the note has a character"},
 	} {
-		if err := CheckTwinChanges(row.all); (err == nil) != (row.says == "") || !strings.Contains(fmt.Sprint(err), row.says) &&
-			err != nil {
+		if err := CheckTwinChanges(row.all); (err == nil) != (row.says == "") ||
+			!strings.Contains(fmt.Sprint(err), row.says) &&
+				err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -303,7 +312,8 @@ func TestTwinPrefetch(t *testing.T) {
 			return slices.Sorted(slices.Values(names))
 		}
 		idle, err := a.SetPrefetch([]api.PrefetchRequest{{Resource: "https://vault.azure.net/"}, {Resource: "api://b"},
-			{Resource: "api://b", Identity: "vision"}, {Resource: "api://c"}, {Resource: "api://b", Identity: "speech"}})
+			{Resource: "api://b", Identity: "vision"}, {Resource: "api://c"},
+			{Resource: "api://b", Identity: "speech"}})
 		want := []string{"edge api://b", "edge https://vault.azure.net", "vision https://vault.azure.net"}
 		if err != nil || len(idle) != 3 || !slices.Equal(prefetched(), want) {
 			t.Errorf("%v, idle %q, prefetched %q", err, idle, prefetched())

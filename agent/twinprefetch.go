@@ -21,8 +21,8 @@ func (a *Agent) SetPrefetch(all []api.PrefetchRequest) (idle []string, err error
 	return a.prefetch(a.rules.Load())
 }
 
-// prefetch prefetches the configured tokens and the twin's. The caller holds apply. Where there is no room for all, some
-// of the twin's are left out.
+// prefetch prefetches the configured tokens and the twin's. The caller holds apply. Where there is no room for all,
+// some of the twin's are left out.
 func (a *Agent) prefetch(rules *ruleset) (idle []string, err error) {
 	keys := slices.Clone(rules.Prefetch())
 	for i, p := range a.twinPrefetch {
@@ -47,7 +47,8 @@ func (a *Agent) prefetch(rules *ruleset) (idle []string, err error) {
 				continue
 			}
 			if len(keys) == tokencache.MaxKeys {
-				idle = append(idle, fmt.Sprintf("prefetch[%d]: %d tokens are prefetched already, which is all that can be",
+				idle = append(idle, fmt.Sprintf("prefetch[%d]: %d tokens are prefetched already, which is all that "+
+					"can be",
 					i, tokencache.MaxKeys))
 				break
 			}

@@ -55,13 +55,14 @@ type DenyRequest struct {
 type DenyRule struct {
 	ID string `json:"id"`
 	DenyTarget
-	Origin   DenyOrigin `json:"origin"`
-	Note     string     `json:"note,omitempty"`
-	Since    time.Time  `json:"since"`               // when this device took it
-	By       string     `json:"by,omitempty"`        // who: "uid 0 (pid 7)", or the hub's identity of this device
-	Twin     int64      `json:"twin,omitempty"`      // with DenyTwin: the version of the desired properties that set it
-	SetAside bool       `json:"set_aside,omitempty"` // root on this device has set aside what the hub sets: it denies nothing
-	Idle     string     `json:"idle,omitempty"`      // why it matches nothing here now: what it names is not configured
+	Origin DenyOrigin `json:"origin"`
+	Note   string     `json:"note,omitempty"`
+	Since  time.Time  `json:"since"`          // when this device took it
+	By     string     `json:"by,omitempty"`   // who: "uid 0 (pid 7)", or the hub's identity of this device
+	Twin   int64      `json:"twin,omitempty"` // with DenyTwin: the version of the desired properties that set it
+	// root on this device has set aside what the hub sets: it denies nothing
+	SetAside bool   `json:"set_aside,omitempty"`
+	Idle     string `json:"idle,omitempty"` // why it matches nothing here now: what it names is not configured
 
 	// Resources are the canonical forms of all that goes by the name of the rule's resource here, itself included: they
 	// are denied alike. Absent: it has no other names.
@@ -89,8 +90,8 @@ type DenyStatus struct {
 
 	// Lost is why the record of deny rules is not known: then every request is refused. Empty: it is known.
 	Lost string `json:"lost,omitempty"`
-	// Missing says which rules are gone, or not in force while the record cannot be read, since the twin took its place,
-	// until root has acknowledged that (PathDenyLost). Tokens are handed out. Empty: none are.
+	// Missing says which rules are gone, or not in force while the record cannot be read, since the twin took its
+	// place, until root has acknowledged that (PathDenyLost). Tokens are handed out. Empty: none are.
 	Missing string `json:"missing,omitempty"`
 	// Mend is what ends Lost or Missing, in a sentence.
 	Mend string `json:"mend,omitempty"`
@@ -105,8 +106,8 @@ func (d *DenyStatus) AreMissing() bool { return d != nil && d.Missing != "" }
 // IsHubSetAside reports whether root on this device has set aside what the hub sets, so that nothing of it is heeded.
 func (d *DenyStatus) IsHubSetAside() bool { return d != nil && !d.HubSetAsideOn.IsZero() }
 
-// InForce returns the rules that are not set aside: those that deny everything, then the others that deny something now,
-// then the idle ones; among each the latest first. A nil d has none.
+// InForce returns the rules that are not set aside: those that deny everything, then the others that deny something
+// now, then the idle ones; among each the latest first. A nil d has none.
 func (d *DenyStatus) InForce() []DenyRule {
 	if d == nil {
 		return nil

@@ -9,7 +9,8 @@ type HubStatus struct {
 	Module    string `json:"module,omitempty"`
 	Transport string `json:"transport"` // "mqtt" or "websocket"
 
-	// Now is the time by the clock that the times here are of: the device's own, however fast a simulated source's runs.
+	// Now is the time by the clock that the times here are of: the device's own, however fast a simulated source's
+	// runs.
 	Now time.Time `json:"now"`
 
 	Connected   bool       `json:"connected"`
@@ -110,7 +111,8 @@ type PrefetchRequest struct {
 	Identity string `json:"identity,omitempty"` // configured name; empty: each that the grants allow for Resource
 }
 
-// DesiredProperties is what perceptd takes from "percept" in the desired properties of a twin. Lists are replaced whole.
+// DesiredProperties is what perceptd takes from "percept" in the desired properties of a twin. Lists are replaced
+// whole.
 type DesiredProperties struct {
 	PolicyChanges []PolicyChangeRequest `json:"policyChanges"`
 	Deny          []DenyRequest         `json:"deny"`

@@ -285,7 +285,8 @@ func TestRefusals(t *testing.T) {
 	}{
 		{
 			name: "problem", status: 403, mediaType: problem,
-			body: `{"type":"urn:percept:problem:not_granted","title":"Forbidden","status":403,"detail":"no grant names uid 7","code":"not_granted"}`,
+			body: `{"type":"urn:percept:problem:not_granted","title":"Forbidden","status":403,"detail":"no grant ` +
+				`names uid 7","code":"not_granted"}`,
 			want: client.Error{Problem: api.Problem{
 				Type: "urn:percept:problem:not_granted", Title: "Forbidden", Status: 403,
 				Detail: "no grant names uid 7", Code: api.CodeNotGranted,
@@ -623,7 +624,8 @@ func TestAnswerThatSwitchesProtocols(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		_, _ = io.WriteString(connection, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+		_, _ = io.WriteString(connection, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+
+			"x\r\n\r\n")
 		_, _ = connection.Read(make([]byte, 1)) // until the other side closes it
 		_ = connection.Close()
 	})

@@ -41,9 +41,12 @@ func TestWatch(t *testing.T) {
 		asked = r
 		answer(w, 200, eventType+"; charset=utf-8", "retry: 2000\n\n"+
 			"event: token\nid: 1\ndata: "+
-			"{\"identity\":\"vision\",\"resource\":\"r\",\"token_sha256\":\"ab\",\"expires_on\":\"2026-11-24T12:00:00Z\",\"received_on\":\"2026-11-23T12:00:00Z\",\"permissions\":{\"standing\":\"current\"},\"now\":\"2026-11-23T12:00:01Z\"}\n\n"+
+			"{\"identity\":\"vision\",\"resource\":\"r\",\"token_sha256\":\"ab\","+
+			"\"expires_on\":\"2026-11-24T12:00:00Z\",\"received_on\":\"2026-11-23T12:00:00Z\","+
+			"\"permissions\":{\"standing\":\"current\"},\"now\":\"2026-11-23T12:00:01Z\"}\n\n"+
 			": alive\n\n:\n\n"+
-			"data:{\"identity\":\"vision\",\"resource\":\"r\",\"permissions\":{\"standing\":\"stale\",\"changed\":\"2026-11-23T11:00:00Z\"}}\r\nevent:permissions\r\n\r\n"+
+			"data:{\"identity\":\"vision\",\"resource\":\"r\",\"permissions\":{\"standing\":\"stale\","+
+			"\"changed\":\"2026-11-23T11:00:00Z\"}}\r\nevent:permissions\r\n\r\n"+
 			"unknown: field\n\n"+
 			"event: later\ndata: {}\nunknown\n\n"+
 			"event: ended\nid: 4\ndata: "+

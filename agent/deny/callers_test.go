@@ -6,8 +6,8 @@ import (
 	"perceptd/agent/grants"
 )
 
-// TestRulesAndCallers has every kind of rule meet every way in which a caller can come, with all that is not known of it
-// there. A caller that may be the denied one is denied.
+// TestRulesAndCallers has every kind of rule meet every way in which a caller can come, with all that is not known of
+// it there. A caller that may be the denied one is denied.
 func TestRulesAndCallers(t *testing.T) {
 	t.Parallel()
 	edge, gid := uint32(1000), uint32(44)
@@ -28,13 +28,16 @@ func TestRulesAndCallers(t *testing.T) {
 		module, unit, user verdict
 	}{
 		{"token socket, a unit", grants.Caller{Unit: "camera.service", UID: edge}, not, known, known},
-		{"token socket, a unit with own pids", grants.Caller{Unit: "camera.service", UID: edge, Nested: true}, not, known, known},
+		{"token socket, a unit with own pids", grants.Caller{Unit: "camera.service", UID: edge, Nested: true}, not,
+			known, known},
 		{"token socket, no unit", grants.Caller{UID: edge}, not, not, known},
 		{"token socket, a container", grants.Caller{UID: edge, Container: &grants.Container{ID: "c"}}, not, not, known},
-		{"token socket, an IoT Edge module", grants.Caller{UID: edge, Container: &grants.Container{ID: "c", EdgeModule: "vision"}},
+		{"token socket, an IoT Edge module", grants.Caller{UID: edge,
+			Container: &grants.Container{ID: "c", EdgeModule: "vision"}},
 			known, not, known},
 		{"module's socket", grants.Caller{Module: "vision", UID: edge}, known, not, known},
-		{"module's socket and container", grants.Caller{Module: "vision", UID: edge, Container: &grants.Container{ID: "c"}},
+		{"module's socket and container", grants.Caller{Module: "vision", UID: edge,
+			Container: &grants.Container{ID: "c"}},
 			known, not, known},
 		{"secret of a module", bySecret(grants.Match{Module: "vision"}, &edge), known, may, known},
 		{"secret of a unit", bySecret(grants.Match{Unit: "camera.service"}, &edge), not, known, known},

@@ -108,8 +108,8 @@ func (r Record) Find(id string) (Rule, bool) {
 	return Rule{}, false
 }
 
-// Add returns r with the rule, and the rule as it is there: where the same side denies the same already, that one stays,
-// with the new note if there is one. The error is ErrTooMany.
+// Add returns r with the rule, and the rule as it is there: where the same side denies the same already, that one
+// stays, with the new note if there is one. The error is ErrTooMany.
 func (r Record) Add(rule Rule) (Record, Rule, error) {
 	r.Rules = slices.Clone(r.Rules)
 	same := func(o Rule) bool { return o.Origin == rule.Origin && o.Hub == rule.Hub && o.Target == rule.Target }
@@ -293,7 +293,8 @@ func (r Record) Forget() Record {
 
 // Equal reports whether r and o say the same, whatever their lineages and generations.
 func (r Record) Equal(o Record) bool {
-	return r.Aside.equal(o.Aside) && r.Hub == o.Hub && r.Lost == o.Lost && r.LostOn.Equal(o.LostOn) && r.Missing.equal(o.Missing) &&
+	return r.Aside.equal(o.Aside) && r.Hub == o.Hub && r.Lost == o.Lost && r.LostOn.Equal(o.LostOn) &&
+		r.Missing.equal(o.Missing) &&
 		slices.EqualFunc(r.Rules, o.Rules, Rule.equal)
 }
 
@@ -308,7 +309,8 @@ func (m *Missing) equal(o *Missing) bool {
 	if m == nil || o == nil {
 		return m == o
 	}
-	return m.Why == o.Why && m.Unread == o.Unread && m.Hub == o.Hub && m.LostOn.Equal(o.LostOn) && m.TwinOn.Equal(o.TwinOn)
+	return m.Why == o.Why && m.Unread == o.Unread && m.Hub == o.Hub && m.LostOn.Equal(o.LostOn) &&
+		m.TwinOn.Equal(o.TwinOn)
 }
 
 func (r Rule) equal(o Rule) bool {
@@ -353,8 +355,8 @@ func (r Record) Origin() tokencache.Origin {
 	return tokencache.Origin{Lineage: r.Lineage, Generation: r.Generation}
 }
 
-// Named returns r as records that are taken from it name it: where nothing has changed since its lineage began, they name
-// what it was taken from.
+// Named returns r as records that are taken from it name it: where nothing has changed since its lineage began, they
+// name what it was taken from.
 func (r Record) Named() tokencache.Origin {
 	if n := len(r.Origins); n > 0 && r.Origins[n-1].Generation == r.Generation {
 		return r.Origins[n-1]
@@ -436,7 +438,8 @@ func Both(r, o Record) Record {
 	}
 	if len(both.Rules) > maxKept { // none is left out for it, but what was added last counts as all
 		both.Rules = append(both.Rules[:maxKept-1:maxKept-1], Rule{
-			ID: "more", Target: Target{All: true}, Origin: Local, Note: "two records together deny more than there is room for",
+			ID: "more", Target: Target{All: true}, Origin: Local,
+			Note:  "two records together deny more than there is room for",
 			Since: both.Rules[maxKept-1].Since,
 		})
 	}

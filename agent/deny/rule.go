@@ -120,9 +120,9 @@ func (t Target) String() string {
 	}
 }
 
-// IsForResource reports whether t is about tokens for resource, as far as that goes: it names none, or names resource in
-// any spelling. names are the canonical forms of all that goes by the name of the one that t names; with none, nothing
-// else does.
+// IsForResource reports whether t is about tokens for resource, as far as that goes: it names none, or names resource
+// in any spelling. names are the canonical forms of all that goes by the name of the one that t names; with none,
+// nothing else does.
 func (t Target) IsForResource(resource string, names []string) bool {
 	if t.Resource == "" {
 		return true

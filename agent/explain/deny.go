@@ -108,9 +108,9 @@ func (t explainer) endDenialBy(isOfKind func(api.DenyRule) bool) string {
 // LostNext is what ends the denial of everything that a lost record of deny rules causes, whatever the hub does.
 const LostNext = "sudo perceptctl deny forget-lost ends that: what was on the lost record then denies nothing"
 
-// SetBy says who set a deny rule: "IoT Hub, version 12 of the twin of hub.example/percept-7", "IoT Hub, direct method to
-// hub.example/percept-7", "uid 0 (pid 7)". This device may have another identity by now, and a module has a twin of its
-// own beside the device's.
+// SetBy says who set a deny rule: "IoT Hub, version 12 of the twin of hub.example/percept-7", "IoT Hub, direct method
+// to hub.example/percept-7", "uid 0 (pid 7)". This device may have another identity by now, and a module has a twin of
+// its own beside the device's.
 func SetBy(rule api.DenyRule) string {
 	of, _, _ := strings.Cut(strings.TrimPrefix(rule.By, "iothub "), " ")
 	switch {

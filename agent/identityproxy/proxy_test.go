@@ -121,7 +121,8 @@ func TestForwards(t *testing.T) {
 	}
 	for _, host := range []string{"127.0.0.1", "localhost"} { // and what msal-node adds
 		answer := raw(t, r,
-			ask+"Host: "+host+":"+r.port+"\r\nx-identity-header: "+r.secret+"\r\nAuthorization: ours\r\nsec-fetch-mode: cors\r\nConnection: close\r\n\r\n")
+			ask+"Host: "+host+":"+r.port+"\r\nx-identity-header: "+r.secret+"\r\nAuthorization: "+
+				"ours\r\nsec-fetch-mode: cors\r\nConnection: close\r\n\r\n")
 		if !strings.HasPrefix(answer, "HTTP/1.1 200 ") || !strings.Contains(answer, canary) ||
 			strings.Contains(answer, "hidden") ||
 			!strings.Contains(answer, api.PermissionsHeader+": current\r\n") ||
@@ -260,7 +261,8 @@ func TestSlowAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.server.ReadHeaderTimeout, r.server.ReadTimeout, r.server.IdleTimeout = time.Second, time.Second, 50*time.Millisecond
+	r.server.ReadHeaderTimeout, r.server.ReadTimeout, r.server.IdleTimeout = time.Second, time.Second,
+		50*time.Millisecond
 	p.answer = func(w http.ResponseWriter, q *http.Request) {
 		select {
 		case <-q.Context().Done():

@@ -55,11 +55,11 @@ type document struct {
 }
 
 // errSetAside is why a twin's document is not in force.
-var errSetAside = errors.New("root on this device has set aside what IoT Hub says: perceptctl deny heed-hub takes that " +
-	"back")
+var errSetAside = errors.New("root on this device has set aside what IoT Hub says: perceptctl deny heed-hub takes " +
+	"that back")
 
-// read takes the desired properties as a full read of the twin has them, which is the truth. A read that was begun before
-// the last one, which had heard of more, is an old one.
+// read takes the desired properties as a full read of the twin has them, which is the truth. A read that was begun
+// before the last one, which had heard of more, is an old one.
 func (d *desired) read(doc document) {
 	d.applying.Lock()
 	defer d.applying.Unlock()
@@ -103,16 +103,16 @@ func (d *desired) notice() {
 	}
 }
 
-// apply puts the last document in force, whole or not at all, and notes what came of it. It waits for no disk, so that a
-// later document is not held up: keep does.
+// apply puts the last document in force, whole or not at all, and notes what came of it. It waits for no disk, so that
+// a later document is not held up: keep does.
 func (d *desired) apply() {
 	doc := *d.last
 	wanted, err := readDesired(doc.text)
 	isSound := err == nil
 	d.aside = d.agent.IsHubSetAside(doc.hub)
 	if isSound && d.aside {
-		// Rules that are set aside deny nothing. They are kept up to date for when the hub is heeded again, and the twin
-		// of another hub ends that the former one is set aside.
+		// Rules that are set aside deny nothing. They are kept up to date for when the hub is heeded again, and the
+		// twin of another hub ends that the former one is set aside.
 		err = d.deny(doc, wanted.Deny)
 		d.aside = d.agent.IsHubSetAside(doc.hub)
 	}
@@ -169,7 +169,8 @@ func (d *desired) denyOnly(doc document, entries []api.DenyRequest) (inForce int
 
 // put puts a document in force that was found to be sound, and returns in words what of it concerns nothing here.
 func (d *desired) put(doc document, wanted api.DesiredProperties) (idle []string, err error) {
-	// What is denied waits for nothing. What is denied no more waits until it is known that the rest can be put in force.
+	// What is denied waits for nothing. What is denied no more waits until it is known that the rest can be put in
+	// force.
 	if err := d.tightenDeny(doc, wanted.Deny); err != nil {
 		return nil, err
 	}
@@ -259,9 +260,9 @@ func (d *desired) logOutcome(before, now api.DesiredStatus) {
 	}
 }
 
-// tighten takes a notification of desired properties that were changed. What it adds to deny is denied at once; all else
-// waits for a full read, since a notification does not say what is gone. One that is no later than what was read is an
-// old one. number counts the notifications.
+// tighten takes a notification of desired properties that were changed. What it adds to deny is denied at once; all
+// else waits for a full read, since a notification does not say what is gone. One that is no later than what was read
+// is an old one. number counts the notifications.
 func (d *desired) tighten(doc document, number int64) {
 	d.denying.Lock()
 	defer d.denying.Unlock()
@@ -288,8 +289,8 @@ func (d *desired) tighten(doc document, number int64) {
 // logNoRoom writes a line where entries of deny have no room.
 func (d *desired) logNoRoom(entries int, version int64) {
 	if entries > 0 {
-		d.log.Error("the twin denies more than there is room for: entries of percept.deny deny nothing; deny more with "+
-			"fewer entries, or everything with one", zap.Int64("version", version), zap.Int("no_room", entries))
+		d.log.Error("the twin denies more than there is room for: entries of percept.deny deny nothing; deny more "+
+			"with fewer entries, or everything with one", zap.Int64("version", version), zap.Int("no_room", entries))
 	}
 }
 

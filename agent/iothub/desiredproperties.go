@@ -25,8 +25,8 @@ const (
 // ownKeys are the keys of percept.
 var ownKeys = []string{"policyChanges", "deny", "prefetch", "logLevel"}
 
-// readDesired reads the desired properties of a twin, and returns what is for perceptd: all of it, or nothing. The error
-// says where what is wrong, of deny first, and how much is wrong besides. It shows no value of it.
+// readDesired reads the desired properties of a twin, and returns what is for perceptd: all of it, or nothing. The
+// error says where what is wrong, of deny first, and how much is wrong besides. It shows no value of it.
 func readDesired(text json.RawMessage) (api.DesiredProperties, error) {
 	var none, desired api.DesiredProperties
 	percept, err := perceptIn(text)

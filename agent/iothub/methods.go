@@ -81,7 +81,8 @@ func newMethods(a *agent.Agent, status func() api.Status, log *zap.Logger) *meth
 	return m
 }
 
-// serve answers a call of the method name, to the identity that this device has at the hub: a status as HTTP's, and what goes out as JSON. ctx ends with the connection.
+// serve answers a call of the method name, to the identity that this device has at the hub: a status as HTTP's, and
+// what goes out as JSON. ctx ends with the connection.
 func (m *methods) serve(
 	ctx context.Context, as link.Identity, name string, payload json.RawMessage,
 ) (status int, answer any) {
@@ -231,7 +232,8 @@ func methodError(done any, err error) (int, api.MethodError) {
 	return status, e
 }
 
-// methodNext says to a caller in the cloud what to do next about what the agent refuses, as perceptctl does on the device.
+// methodNext says to a caller in the cloud what to do next about what the agent refuses, as perceptctl does on the
+// device.
 var methodNext = map[api.Code]string{
 	api.CodeUnknownDenyRule:  "percept.deny without a payload lists the rules",
 	api.CodeTooManyDenyRules: "percept.deny without a payload lists them",

@@ -350,8 +350,8 @@ func clean(text string, most int) string {
 	return text[:end] + "…"
 }
 
-// passing is what differs from one failure to the next of the same kind: IDs of requests, times, ports and counts. It is
-// made when it is first used: a device without a hub does without.
+// passing is what differs from one failure to the next of the same kind: IDs of requests, times, ports and counts. It
+// is made when it is first used: a device without a hub does without.
 var passing = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`(?i)\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b` +
 		`|\b\d{4}-\d\d-\d\d[t ]\d\d:\d\d(?::\d\d)?(?:\.\d+)?z?` +

@@ -190,8 +190,8 @@ func (r *reporter) step(ctx context.Context, state *reporting) time.Duration {
 	return 0
 }
 
-// canWait reports whether all that a patch says is that tokens were renewed, or that fewer of them lack a policy change,
-// and still some do. Each token is renewed at a time of its own, so that each would be a message.
+// canWait reports whether all that a patch says is that tokens were renewed, or that fewer of them lack a policy
+// change, and still some do. Each token is renewed at a time of its own, so that each would be a message.
 func canWait(has, patch map[string]any) bool {
 	before, _ := has["percept"].(map[string]any)
 	now, _ := patch["percept"].(map[string]any)

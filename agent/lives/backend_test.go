@@ -79,7 +79,8 @@ type backEnd struct {
 
 func newBackEnd(p plan) *backEnd {
 	return &backEnd{device: p.device, seed: p.seed, held: make(map[shelf]*issued), byText: make(map[string]*issued),
-		renewed: make(map[shelf]time.Time), former: make(map[tokencache.Selector][]int), ages: make(map[shelf]time.Duration)}
+		renewed: make(map[shelf]time.Time), former: make(map[tokencache.Selector][]int),
+		ages: make(map[shelf]time.Duration)}
 }
 
 // draw returns a number in [0, 1) that follows from the seed, a moment and what it is for: who draws first makes no

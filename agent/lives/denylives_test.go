@@ -170,7 +170,8 @@ func (l *denyLife) start() {
 	dead := l.dead
 	o := agent.Options{
 		Fetch: new(tokencachetest.Source).Fetch, Record: kept, SaveRecord: changes.Save, LoadRecord: changes.Load,
-		Deny: agent.DenyStore{Record: record, Noted: changes.DenyRecord(), Copies: l.heldNow(), Load: rules.Load, Save: rules.Save,
+		Deny: agent.DenyStore{Record: record, Noted: changes.DenyRecord(), Copies: l.heldNow(), Load: rules.Load,
+			Save: rules.Save,
 			HandOver: func(r deny.Record) error {
 				l.mu.Lock()
 				defer l.mu.Unlock()

@@ -146,7 +146,8 @@ func (m *many) add(told tally, f *fault) (tell bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lived++
-	m.days, m.calls, m.answers, m.refusals = m.days+told.days, m.calls+told.calls, m.answers+told.answers, m.refusals+told.refusals
+	m.days, m.calls, m.answers, m.refusals = m.days+told.days, m.calls+told.calls, m.answers+told.answers,
+		m.refusals+told.refusals
 	for e, times := range told.excused {
 		m.excused[e] += times
 	}

@@ -110,7 +110,8 @@ type promise struct {
 
 func (o *oracle) open(l *life) {
 	*o = oracle{life: l, served: make(map[tokencache.Key]served), promise: make(map[tokencache.Key]promise),
-		got: make(map[tokencache.Key]got), lasting: make(map[tokencache.Key][]time.Time), relapsed: make(map[tokencache.Selector]time.Time)}
+		got: make(map[tokencache.Key]got), lasting: make(map[tokencache.Key][]time.Time),
+		relapsed: make(map[tokencache.Selector]time.Time)}
 }
 
 // fail notes what went wrong first.

@@ -13,7 +13,8 @@ import (
 	"perceptd/agent/api"
 )
 
-// Status returns all that GET /v1/status answers: own, which is the daemon's own part, and the agent's and the server's.
+// Status returns all that GET /v1/status answers: own, which is the daemon's own part, and the agent's and the
+// server's.
 func (s *Server) Status(own api.Status) api.Status {
 	state := s.Agent.Status()
 	connections, turnedAway := s.Connections()

@@ -109,7 +109,8 @@ func testDenyOnEveryForm(t *testing.T, set func(*testing.T, *daemon) func() erro
 	answer("before", 200)
 	w := d.watchAt(module, watchVault)
 	w.next(api.EventToken)
-	waiting := dial(t, module, get(v1Vault+"&wait=1m&issued_after="+strconv.Itoa(int(time.Now().Add(time.Hour).Unix()))))
+	waiting := dial(t, module,
+		get(v1Vault+"&wait=1m&issued_after="+strconv.Itoa(int(time.Now().Add(time.Hour).Unix()))))
 	defer waiting.Close()
 
 	lift := set(t, d)
@@ -137,7 +138,8 @@ func testDenyOnEveryForm(t *testing.T, set func(*testing.T, *daemon) func() erro
 // Where the record is lost, every form answers so that the caller comes again.
 func TestLostDenyRulesOnEveryForm(t *testing.T) {
 	t.Parallel()
-	d := newDaemonOf(t, agent.Options{Fetch: fetchDay, Rules: rules(), Deny: agent.DenyStore{Lost: io.ErrUnexpectedEOF}})
+	d := newDaemonOf(t, agent.Options{Fetch: fetchDay, Rules: rules(),
+		Deny: agent.DenyStore{Lost: io.ErrUnexpectedEOF}})
 	module := d.tokens("vision")
 	for name, text := range map[string]string{
 		"IMDS": get(imdsVault, metadata), "App Service": get(appVault, appHeader), "v1": get(v1Vault),

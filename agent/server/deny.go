@@ -93,7 +93,8 @@ func (s *Server) answerRoot(req *request, what, command string, do func(by strin
 	if req.caller.UID != 0 || !req.caller.HasUser() {
 		return &apiError{
 			status: http.StatusForbidden, code: api.CodeNotRoot,
-			detail: what + " is for root on this device, and not from a container or a pid namespace of its own: sudo " +
+			detail: what + " is for root on this device, and not from a container or a pid namespace of its own: " +
+				"sudo " +
 				command,
 		}
 	}

@@ -33,7 +33,8 @@ func TestDenyRules(t *testing.T) {
 		ID: rule.ID, DenyTarget: api.DenyTarget{Module: "vision"}, Origin: api.DenyLocal, Note: "stolen",
 		Since: rule.Since, By: rule.By, Idle: rule.Idle,
 	}
-	if rule.ID == "" || !reflect.DeepEqual(rule.DenyRule, want) || !rule.Now.Equal(noon) || !strings.HasPrefix(rule.By, "uid ") ||
+	if rule.ID == "" || !reflect.DeepEqual(rule.DenyRule, want) || !rule.Now.Equal(noon) ||
+		!strings.HasPrefix(rule.By, "uid ") ||
 		!strings.Contains(rule.By, "pid ") {
 		t.Errorf("%+v", rule)
 	}
@@ -59,7 +60,8 @@ func TestDenyRules(t *testing.T) {
 		t.Errorf("the denials are %+v", status.Denials)
 	}
 	got = send(t, admin, lift("?id="+rule.ID))
-	if was := decoded[api.DenyAnswer](t, got.body); got.status != 200 || !reflect.DeepEqual(was.DenyRule, rule.DenyRule) ||
+	if was := decoded[api.DenyAnswer](t, got.body); got.status != 200 ||
+		!reflect.DeepEqual(was.DenyRule, rule.DenyRule) ||
 		!was.Now.Equal(noon) {
 		t.Errorf("lifted: %+v", got)
 	}
@@ -174,7 +176,8 @@ func TestGrantsThatAreDenied(t *testing.T) {
 	of(grants.Match{GID: &gid})
 	d := newDaemonWith(t, fetchDay, r)
 	admin := d.admin()
-	if got := send(t, admin, get(api.PathGrants)).body; strings.Contains(got, "denied") || strings.Contains(got, `"deny"`) {
+	if got := send(t, admin, get(api.PathGrants)).body; strings.Contains(got, "denied") ||
+		strings.Contains(got, `"deny"`) {
 		t.Errorf("without rules: %s", got)
 	}
 	// What a rule is for: yes, no, or perhaps, for the module, the unit, the image, the user and the group.
@@ -217,8 +220,8 @@ func TestGrantsThatAreDenied(t *testing.T) {
 	}
 }
 
-// TestResourcesWithoutAScheme shows that what people ask on the admin socket takes a resource without its scheme, as the
-// twin and the methods of IoT Hub do.
+// TestResourcesWithoutAScheme shows that what people ask on the admin socket takes a resource without its scheme, as
+// the twin and the methods of IoT Hub do.
 func TestResourcesWithoutAScheme(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t, fetchDay)

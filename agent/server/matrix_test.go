@@ -159,7 +159,8 @@ func backEndFaults() []backEndFault {
 			kind: tokencache.Malformed},
 		{name: "400, no such identity",
 			talk: says(400,
-				`{"statusCode":400,"message":"No User Assigned or Delegated Managed Identity found for specified ClientId/ResourceId/PrincipalId."}`), kind: tokencache.IdentityNotFound},
+				`{"statusCode":400,"message":"No User Assigned or Delegated Managed Identity found for specified `+
+					`ClientId/ResourceId/PrincipalId."}`), kind: tokencache.IdentityNotFound},
 		{name: "401", talk: says(401, ""), kind: tokencache.Refused},
 		{name: "403", talk: says(403, `{"statusCode":403,"message":"Forbidden"}`), kind: tokencache.Refused},
 		{name: "403 with nothing", talk: says(403, ""), kind: tokencache.Unreachable},
@@ -172,7 +173,8 @@ func backEndFaults() []backEndFault {
 		{name: "407", talk: says(407, ""), kind: tokencache.Unreachable},
 		{name: "400, temporarily_unavailable",
 			talk: says(400,
-				`{"error":"temporarily_unavailable","error_description":"AADSTS90033: A transient error has occurred."}`), kind: tokencache.Unreachable},
+				`{"error":"temporarily_unavailable","error_description":"AADSTS90033: A transient error has `+
+					`occurred."}`), kind: tokencache.Unreachable},
 		{name: "403, server_error", talk: says(403, `{"error":"server_error"}`), kind: tokencache.Unreachable},
 		{name: "404", talk: says(404, ""), kind: tokencache.Unreachable},
 		{name: "429", talk: says(429, ""), kind: tokencache.Throttled},
@@ -274,7 +276,8 @@ func (b *sickBackEnd) answer(conn net.Conn, request *http.Request) {
 		return
 	}
 	p.calls++
-	good := fmt.Sprintf(`{"access_token":"opaque-%d-%s","token_type":"Bearer","resource":%q,"client_id":"c","expires_in":"%d","expires_on":"%d"}`,
+	good := fmt.Sprintf(`{"access_token":"opaque-%d-%s","token_type":"Bearer","resource":%q,"client_id":"c",`+
+		`"expires_in":"%d","expires_on":"%d"}`,
 		p.calls, canary, resource, p.life, time.Now().Unix()+int64(p.life))
 	p.mu.Unlock()
 	w := counting{conn, &p.written}

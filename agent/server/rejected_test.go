@@ -158,7 +158,8 @@ func TestChallengesAreRead(t *testing.T) {
 	if !strings.ContainsAny(std, "+/") || !strings.ContainsAny(url, "-_") || std == raw {
 		t.Fatal("the alphabets do not differ")
 	}
-	const header = `Bearer realm="", authorization_uri="https://login.microsoftonline.com/common/oauth2/authorize", error="insufficient_claims", claims="`
+	const header = `Bearer realm="", authorization_uri="https://login.microsoftonline.com/common/oauth2/authorize", ` +
+		`error="insufficient_claims", claims="`
 	quoted := strings.ReplaceAll(object, `"`, `\"`)
 	for _, test := range []struct{ name, text, want string }{
 		{"none", "", ""},

@@ -395,7 +395,8 @@ func TestLessLifeThanAnHourIsTold(t *testing.T) {
 		Advertise: 90*time.Second + 999*time.Millisecond}
 	a.Token.Text = tokencache.NewSecret(`a "quoted" text`)
 	got := string(appendSDK(nil, &a, asked, time.Unix(1000, 999)))
-	const want = `{"access_token":"a \u0022quoted\u0022 text","expires_in":"90","expires_on":"1090","resource":"r","token_type":"Bearer"}`
+	const want = `{"access_token":"a \u0022quoted\u0022 text","expires_in":"90","expires_on":"1090","resource":"r",` +
+		`"token_type":"Bearer"}`
 	if got != want {
 		t.Errorf("got %s\nwant %s", got, want)
 	}

@@ -490,7 +490,8 @@ func TestWhyEnded(t *testing.T) {
 	for _, row := range []struct {
 		err  error
 		want api.Code
-	}{{stopping, ""}, {errors.New(canary), ""}, {&agent.Error{Code: api.CodeDenied, Detail: "a rule"}, api.CodeDenied}} {
+	}{{stopping, ""}, {errors.New(canary), ""}, {&agent.Error{Code: api.CodeDenied, Detail: "a rule"},
+		api.CodeDenied}} {
 		if got := endCode(row.err); got != row.want {
 			t.Errorf("%v: code %q, want %q", row.err, got, row.want)
 		}

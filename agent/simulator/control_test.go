@@ -40,7 +40,8 @@ func TestControlFaults(t *testing.T) {
 	t.Parallel()
 	s := start(t, ServerOptions{})
 	got := steer(t, s, "POST", "/simulator/faults",
-		`{"kind":"status","status":503,"retry_after":"2","count":3,"for":"10m","every":"1ms","probability":1,"resource":"`+vault+`"}`)
+		`{"kind":"status","status":503,"retry_after":"2","count":3,"for":"10m","every":"1ms","probability":1,`+
+			`"resource":"`+vault+`"}`)
 	var all []struct {
 		Kind  string
 		Count int

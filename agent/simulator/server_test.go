@@ -137,7 +137,8 @@ func TestIMDSRefusals(t *testing.T) {
 		{"header not lower case", imdsQuery, "Metadata", "True", "bad_request_102"},
 		{"probe", metadataPath, "Accept", "*/*", "bad_request_102"},
 		{"ambiguous", imdsQuery, "", "",
-			`{"error":"invalid_request","error_description":"Multiple user assigned identities exist, please specify the clientId / resourceId of the identity in the token request"}`},
+			`{"error":"invalid_request","error_description":"Multiple user assigned identities exist, please specify ` +
+				`the clientId / resourceId of the identity in the token request"}`},
 		{"unknown", imdsQuery + "&client_id=x", "", "",
 			`{"error":"invalid_request","error_description":"Identity not found"}`},
 		{"no resource", version, "", "", "'resource' is missing"},
@@ -183,7 +184,8 @@ func TestAppServiceForm(t *testing.T) {
 	}
 	got := get(t, endpoint+appQuery, "X-IDENTITY-HEADER", secret)
 	m := token(t, s.Backend(), Selection{}, vault)
-	want := `{"access_token":"` + m.Text + `","client_id":"00000000-0000-0000-0000-000000000009","expires_on":"1800086400",` +
+	want := `{"access_token":"` + m.Text + `","client_id":"00000000-0000-0000-0000-000000000009",` +
+		`"expires_on":"1800086400",` +
 		`"not_before":"1799999700","resource":"` + vault + `","token_type":"Bearer"}`
 	if got.status != 200 || got.body != want {
 		t.Errorf("%d %s, want %s", got.status, got.body, want)
@@ -325,7 +327,8 @@ func environment(s *Server) map[string]string {
 func TestEnvironment(t *testing.T) {
 	t.Parallel()
 	s := start(t, ServerOptions{Listen: "localhost:0"})
-	if got, want := environment(s), map[string]string{"AZURE_POD_IDENTITY_AUTHORITY_HOST": s.URL()}; !reflect.DeepEqual(got, want) {
+	if got, want := environment(s),
+		map[string]string{"AZURE_POD_IDENTITY_AUTHORITY_HOST": s.URL()}; !reflect.DeepEqual(got, want) {
 		t.Errorf("IMDS: %v, want %v", got, want)
 	}
 	s = start(t, ServerOptions{Form: FormArc})

@@ -61,7 +61,8 @@ func TestTimes(t *testing.T) {
 			left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
 		{name: "twelve hours, of App Service's first version",
 			changes: object{"expires_in": nil,
-				"expires_on": "11/24/2026 2:00:00 PM +02:00"}, left: 24 * time.Hour, nominal: 24*time.Hour + 5*time.Minute},
+				"expires_on": "11/24/2026 2:00:00 PM +02:00"}, left: 24 * time.Hour, nominal: 24*time.Hour +
+				5*time.Minute},
 		{name: "expires_in 0", changes: object{"expires_in": "0"}, left: 24 * time.Hour,
 			nominal: 24*time.Hour + 5*time.Minute, ignored: "expires_in"},
 		{name: "expires_in negative", changes: object{"expires_in": -1}, left: 24 * time.Hour,
@@ -402,7 +403,8 @@ func FuzzParseAnswer(f *testing.F) {
 		"client_id": clientID}).String())
 	f.Add(`{"access_token":"a","expires_on":"2026-11-24T12:00:00Z","not_before":null,"refresh_in":1}`)
 	f.Add(`{"access_token":"a","expires_on":-1}`)
-	f.Add(`{"access_token":"a","expires_in":3599.5,"expires_on":"11/24/2026 1:09:39 AM +00:00","refresh_in":-1,"not_before":"never"}`)
+	f.Add(`{"access_token":"a","expires_in":3599.5,"expires_on":"11/24/2026 1:09:39 AM +00:00","refresh_in":-1,` +
+		`"not_before":"never"}`)
 	f.Add(goodAnswer(now).and("access_token", makeJWT(claimsAt(now).and("exp", now.Unix()+3600))).String())
 	f.Add(goodAnswer(now).with(object{"access_token": makeJWT(claimsAt(now).and("exp", now.Unix()-200)),
 		"expires_on": nil}).String())

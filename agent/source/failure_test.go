@@ -505,7 +505,8 @@ func TestJustExpired(t *testing.T) {
 		server := imds(t, func(w http.ResponseWriter, r *http.Request) {
 			answering(200, goodAnswer(now).with(row.times).with(object{"not_before": nil}).String())(w, r)
 		})
-		server.transport.wall, server.transport.clockTrusted = func() time.Time { return now }, func() bool { return true }
+		server.transport.wall, server.transport.clockTrusted = func() time.Time { return now },
+			func() bool { return true }
 		_, err := server.Fetch(t.Context(), system)
 		if failed := wantFailure(t, err, tokencache.Malformed, ""); failed.JustExpired != row.want {
 			t.Errorf("a token that has expired, %s: %v, just expired %v", name, err, failed.JustExpired)

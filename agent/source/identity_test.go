@@ -15,7 +15,9 @@ func TestIdentityOfTheAnswer(t *testing.T) {
 	now := time.Now()
 	own := makeJWT(claimsAt(now))
 	foreign := func(claim string) string { return makeJWT(claimsAt(now).with(object{claim: "another-" + canary})) }
-	machine := makeJWT(claimsAt(now).with(object{"xms_mirid": "/subscriptions/s/providers/Microsoft.HybridCompute/machines/m"}))
+	machine := makeJWT(claimsAt(now).with(object{
+		"xms_mirid": "/subscriptions/s/providers/Microsoft.HybridCompute/machines/m",
+	}))
 	for _, test := range []struct {
 		name    string
 		form    Endpoint

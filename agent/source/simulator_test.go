@@ -115,7 +115,8 @@ func selectors(id simulator.Identity) []tokencache.Selector {
 func kindOf(f simulator.FaultKind) tokencache.Kind {
 	switch f {
 	case simulator.FaultHang, simulator.FaultSlowBody, simulator.FaultReset, simulator.FaultTruncated,
-		simulator.FaultUnavailable, simulator.FaultHTML, simulator.FaultNotJSON, simulator.FaultHugeBody, simulator.FaultGzipBomb, simulator.FaultRedirect:
+		simulator.FaultUnavailable, simulator.FaultHTML, simulator.FaultNotJSON, simulator.FaultHugeBody,
+		simulator.FaultGzipBomb, simulator.FaultRedirect:
 		return tokencache.Unreachable
 	case simulator.FaultThrottle:
 		return tokencache.Throttled

@@ -79,7 +79,8 @@ func (r *DenyRules) Load() (*deny.Record, error) {
 }
 
 // LoadOther returns, where another folder took the place of the one that Load read, what Load would there, and that one
-// did. A folder in which there is no record is no loss. Where the record cannot be read now, the next call tries it again.
+// did. A folder in which there is no record is no loss. Where the record cannot be read now, the next call tries it
+// again.
 func (r *DenyRules) LoadOther() (record *deny.Record, isOther bool, err error) {
 	before := r.from
 	if !r.isElsewhere() {
@@ -176,8 +177,8 @@ func decodeDeny(text []byte) (*deny.Record, error) {
 	return &doc.Record, nil
 }
 
-// DenyHandoffPrefix begins the names by which systemd holds the record of deny rules. Those of Handoff begin so too, and
-// have a number next.
+// DenyHandoffPrefix begins the names by which systemd holds the record of deny rules. Those of Handoff begin so too,
+// and have a number next.
 const DenyHandoffPrefix = HandoffPrefix + "deny-"
 
 // DenyHandoff hands the record of deny rules over to the next process, as Handoff does a snapshot.

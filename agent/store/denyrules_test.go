@@ -79,7 +79,8 @@ func TestSpoiltDenyRules(t *testing.T) {
 		"empty":   func(path string) error { return os.WriteFile(path, nil, 0o600) },
 		"another": func(path string) error { return os.WriteFile(path, []byte(`{"version":1,"rules":[]}`), 0o600) },
 		"a rule of nothing": func(path string) error {
-			return os.WriteFile(path, []byte(`{"version":1,"lineage":"x","rules":[{"id":"a","origin":"local"}]}`), 0o600)
+			return os.WriteFile(path, []byte(`{"version":1,"lineage":"x","rules":[{"id":"a","origin":"local"}]}`),
+				0o600)
 		},
 		"a folder":  func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) },
 		"not there": os.Remove,
@@ -321,7 +322,8 @@ func TestDenyRulesThatAreNotWritten(t *testing.T) {
 	t.Parallel()
 	r := openDeny(t, Disk(t.TempDir()))
 	for name, record := range map[string]deny.Record{
-		"no lineage": {}, "no ID": {Lineage: "x", Rules: []deny.Rule{{Target: deny.Target{All: true}, Origin: deny.Twin}}},
+		"no lineage": {}, "no ID": {Lineage: "x", Rules: []deny.Rule{{Target: deny.Target{All: true},
+			Origin: deny.Twin}}},
 	} {
 		if err := r.Save(record); err == nil {
 			t.Errorf("%s: it was written", name)
@@ -480,7 +482,8 @@ func TestDenyRulesOfAnotherFolder(t *testing.T) {
 	}
 	exchange()
 	mustSaveDeny(t, Disk(dir), denied(1, "vision"))
-	if record, isOther, err := r.LoadOther(); record == nil || record.Rules[0].Module != "vision" || !isOther || err != nil {
+	if record, isOther, err := r.LoadOther(); record == nil || record.Rules[0].Module != "vision" || !isOther ||
+		err != nil {
 		t.Errorf("another record: %+v, %v, %v", record, isOther, err)
 	}
 	if _, isOther, _ := r.LoadOther(); isOther {

@@ -446,7 +446,8 @@ func FuzzDecodeMemory(f *testing.F) {
 	f.Add([]byte(
 		`{"version":1,"keys":[{"key":{"selector":{"kind":"client_id","id":"c"}},"claims":{},"rollovers":[{"by":1}]}]}`))
 	f.Add([]byte(`{"version":1,"keys":null,"wall":"2026-11-23T12:00:00+01:00"}`))
-	f.Add([]byte(`{"version":1,"keys":[{"key":{"selector":{"kind":"client_id","id":"c"}},"token":{"text":"t","claims":{}},"claims":{"wids":[]}}]}`))
+	f.Add([]byte(`{"version":1,"keys":[{"key":{"selector":{"kind":"client_id","id":"c"}},"token":{"text":"t",` +
+		`"claims":{}},"claims":{"wids":[]}}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) { checkMemory(t, text) })
 }
 

@@ -140,7 +140,8 @@ func listing(t testing.TB, dir string) (names []string) {
 
 // entry is a sound file with one change, of which a part is replaced.
 func entry(old, replacement string) string {
-	const sound = `{"version":1,"boot_id":"b","changes":[{"id":"0a","selector":{"kind":"client_id","id":"c"},"resource":"api://x",` +
+	const sound = `{"version":1,"boot_id":"b","changes":[{"id":"0a","selector":{"kind":"client_id","id":"c"},` +
+		`"resource":"api://x",` +
 		`"at":"2026-11-23T12:00:00Z","effect":"revoked","note":"n","noted_on":"2026-11-23T12:00:00Z","at_boot_ns":5}]}`
 	return strings.Replace(sound, old, replacement, 1)
 }
@@ -557,8 +558,10 @@ func TestVersionBefore(t *testing.T) {
 	}
 	change := `{"id":"0a","at":"2026-11-23T12:00:00Z","effect":"revoked","noted_on":"2026-11-23T12:00:00Z"}`
 	for changes, want := range map[string]int{`,"changes":[` + change + `]`: 1, "": 0} {
-		text := `{"version":1,"source":"s","boot_id":"b","boot_ns":5,"wall":"2026-11-23T12:00:00Z","synchronised":true,` +
-			`"keys":[{"key":{"selector":{"kind":"client_id","id":"c"},"resource":"r"},"token":{"text":"t"},"nominal_ns":1,"deadline_ns":9,` +
+		text := `{"version":1,"source":"s","boot_id":"b","boot_ns":5,"wall":"2026-11-23T12:00:00Z",` +
+			`"synchronised":true,` +
+			`"keys":[{"key":{"selector":{"kind":"client_id","id":"c"},"resource":"r"},"token":{"text":"t"},` +
+			`"nominal_ns":1,"deadline_ns":9,` +
 			`"life_ns":1,"born_ns":1,"received_ns":1,"shown_ns":1,"answered_ns":1,"claims":{}}],"rollovers":[]` +
 			changes + `}`
 		f := sealedly(t, frame([]byte(text)))

@@ -60,8 +60,8 @@ func unlessSpoilt(err error) error {
 }
 
 // replaceBoth writes text into both files: the copy first, so that it is never the older one where both can be written.
-// One that cannot be does not keep the other from it. When it returns nil, that outlives a power cut. When it returns an
-// error, what was there before does, or text.
+// One that cannot be does not keep the other from it. When it returns nil, that outlives a power cut. When it returns
+// an error, what was there before does, or text.
 func (f *twoFiles) replaceBoth(text []byte) error {
 	names := []string{f.copy, f.name}
 	if len(f.spoilt) == 1 && f.spoilt[0] == f.copy { // it stays until something is beside it

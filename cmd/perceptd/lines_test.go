@@ -18,7 +18,8 @@ const widest = 120
 
 // stillWide are the beginnings of files with lines from before this was checked, which wait for other work on them.
 var stillWide = []string{
-	"agent/", "tokencache/", "cmd/perceptctl/errors.go", "cmd/perceptctl/watch.go", "cmd/perceptd/deps_test.go",
+	"agent/audit.go", "agent/deny/list.go", "agent/deny/list_test.go", "agent/denykeep.go",
+	"tokencache/policychange.go", "cmd/perceptctl/errors.go", "cmd/perceptctl/watch.go", "cmd/perceptd/deps_test.go",
 	"systemd/system_callers_test.go", "systemd/system_starts_test.go", "systemd/units_test.go",
 	"docs/modules/go/main.go",
 }

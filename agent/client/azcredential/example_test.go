@@ -102,7 +102,8 @@ func answerAsVault(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Header.Get("Authorization") == "":
 		w.Header().Set("WWW-Authenticate",
-			`Bearer authorization="https://login.microsoftonline.com/00000000-0000-0000-0000-00000000000a", resource="https://vault.azure.net"`)
+			`Bearer authorization="https://login.microsoftonline.com/00000000-0000-0000-0000-00000000000a", `+
+				`resource="https://vault.azure.net"`)
 		w.WriteHeader(http.StatusUnauthorized)
 	case r.Header.Get("Authorization") != "Bearer a.b.c", r.URL.Path != "/secrets/camera-key/":
 		w.Header().Set("Content-Type", "application/json")
@@ -127,7 +128,8 @@ func TestClaimsChallengeInAPipeline(t *testing.T) {
 		}
 		calls++
 		w.Header().Set("WWW-Authenticate",
-			`Bearer authorization="https://login.microsoftonline.com/a", error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnt9fQ=="`)
+			`Bearer authorization="https://login.microsoftonline.com/a", error="insufficient_claims", `+
+				`claims="eyJhY2Nlc3NfdG9rZW4iOnt9fQ=="`)
 		w.WriteHeader(http.StatusUnauthorized)
 	}))
 	defer vault.Close()

@@ -47,7 +47,8 @@ func Start(o Options) (*Hub, error) {
 	}
 	h := &Hub{
 		options: o, certificates: made, policyKey: newKey(),
-		identities: make(map[string]*identity), configurations: make(map[string]*configuration), methods: make(map[string]chan<- methodAnswer),
+		identities: make(map[string]*identity), configurations: make(map[string]*configuration),
+		methods: make(map[string]chan<- methodAnswer),
 		changed: make(chan struct{}), throttles: o.Limits.throttles(),
 	}
 	return h, h.Resume()
@@ -109,7 +110,8 @@ func (h *Hub) newBroker() (*broker, error) {
 	capabilities.MaximumPacketSize = maxPacket
 	capabilities.MinimumProtocolVersion = 4
 	b := &broker{
-		hub: h, serve: h.restHandler(), done: make(chan struct{}), conns: connections{open: make(map[net.Conn]struct{})},
+		hub: h, serve: h.restHandler(), done: make(chan struct{}),
+		conns: connections{open: make(map[net.Conn]struct{})},
 		server: mqtt.New(&mqtt.Options{
 			InlineClient: true, Capabilities: capabilities, SysTopicResendInterval: 3600,
 			Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),

@@ -10,8 +10,8 @@ import (
 )
 
 // query is a query in IoT Hub's language, as far as the hub knows it: SELECT *, COUNT() or fields, FROM devices or
-// devices.modules, WHERE with AND, OR, NOT, parentheses, IN, IS_DEFINED, and comparisons of fields with primitives. What
-// it does not know is an error.
+// devices.modules, WHERE with AND, OR, NOT, parentheses, IN, IS_DEFINED, and comparisons of fields with primitives.
+// What it does not know is an error.
 //
 // Source: IoT Hub, "Query language for device and module twins".
 type query struct {

@@ -161,11 +161,12 @@ func dialCONNECT(
 	return c, nil
 }
 
-// answerFault returns why an answer cannot be read. Where that is not the network, the error may quote what came, and so
-// what was sent: the proxy's password, where the proxy echoes it.
+// answerFault returns why an answer cannot be read. Where that is not the network, the error may quote what came, and
+// so what was sent: the proxy's password, where the proxy echoes it.
 func answerFault(err error) error {
 	var network net.Error
-	for _, known := range []error{io.EOF, io.ErrUnexpectedEOF, context.Canceled, websocket.ErrBadHandshake, errLongHead} {
+	for _, known := range []error{io.EOF, io.ErrUnexpectedEOF, context.Canceled, websocket.ErrBadHandshake,
+		errLongHead} {
 		if errors.Is(err, known) {
 			return known
 		}

@@ -23,8 +23,9 @@ const (
 )
 
 // guard is the connection to the hub. It looks at each packet before the libraries do, and ends the connection at one
-// that a hub does not send. MQTT's library keeps messages of QoS 2 in memory, and panics at a SUBACK with more codes than
-// subscriptions. IoT Hub's library prints answers that it cannot read, and leaks a goroutine for each that comes twice.
+// that a hub does not send. MQTT's library keeps messages of QoS 2 in memory, and panics at a SUBACK with more codes
+// than subscriptions. IoT Hub's library prints answers that it cannot read, and leaks a goroutine for each that comes
+// twice.
 //
 // Source: MQTT 3.1.1, section 2.2 (fixed header) and 3 (packets).
 type guard struct {

@@ -127,8 +127,8 @@ type Login struct {
 	secret [sha256.Size]byte // of the secret: equal where that is
 }
 
-// readLogin reads credentials. The hub's name is the same in upper and lower case, and is one from here on: what the hub
-// has set is kept by it.
+// readLogin reads credentials. The hub's name is the same in upper and lower case, and is one from here on: what the
+// hub has set is kept by it.
 func readLogin(ctx context.Context, c Credentials) (Login, error) {
 	login, err := c.Login(ctx)
 	login.Hub = strings.ToLower(login.Hub)

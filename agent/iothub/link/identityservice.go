@@ -34,7 +34,8 @@ func (s IdentityService) Login(ctx context.Context) (Login, error) {
 	identityd := edgeService{
 		name: "identityd", group: "aziotid", path: s.IdentitySocket,
 		refused: "it knows its clients by their user: [[principal]] in /etc/aziot/identityd/config.d must name the " +
-			`uid of this process, with idtype = ["module"]; while it makes the module known to the hub it may refuse, too`,
+			`uid of this process, with idtype = ["module"]; while it makes the module known to the hub it may ` +
+			`refuse, too`,
 	}
 	if identityd.path == "" {
 		identityd.path = defaultIdentitySocket

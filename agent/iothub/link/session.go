@@ -24,7 +24,8 @@ const (
 	methodsAtOnce = 16  // are answered at a time
 	methodsQueued = 256 // wait, at most
 
-	// maxWaiting bounds the memory of messages that came and were not handed on yet, in bytes, with messageCost for each.
+	// maxWaiting bounds the memory of messages that came and were not handed on yet, in bytes, with messageCost for
+	// each.
 	maxWaiting  = 4 << 20
 	messageCost = 4 << 10
 

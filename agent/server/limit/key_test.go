@@ -2,6 +2,7 @@ package limit
 
 import (
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -15,7 +16,7 @@ func TestKeysAreNamed(t *testing.T) {
 		"uid 0 outside of units":          {},
 		"uid 0 (not proved)":              {Unattested: true},
 		"module vision":                   {Module: "vision", Parent: true},
-		"container 0123456789ab":          {Container: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"},
+		"container 0123456789ab":          {Container: strings.Repeat("0123456789abcdef", 4)},
 		"callers whose user is not known": {UID: NoUID, Loopback: true},
 		"uid 0":                           {Loopback: true},
 	} {
