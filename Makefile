@@ -59,7 +59,7 @@ test-race: ## The same under the race detector (needs gcc)
 
 test-system: build ## The daemon under a real systemd, in a container (root; installs Debian's packages)
 	$(call apt,systemd-container mmdebstrap swtpm)
-	$(GO) test -tags system -count=1 -timeout 20m -run '^TestSystem' -v ./systemd
+	$(GO) test -tags system -count=1 -timeout 30m -run '^TestSystem' -v ./systemd
 
 test-containers: ## The daemon beside a real Docker and Podman (root; installs Debian's packages)
 	$(call apt,docker.io podman runc crun)

@@ -249,7 +249,7 @@ func TestBackEndOfAnotherProcess(t *testing.T) {
 	backEnd, environment := harness.StartSimulator(t, "app-service", "--speed", "1440")
 	d, before := startKeeping(t, harness.SimulatedFor(), environment...)
 	first := d.Status(t)
-	if !first.Simulated || !first.Kept.Reboot || first.Now.Sub(time.Now()) < time.Minute {
+	if !first.Simulated || !first.Kept.Reboot || time.Until(first.Now) < time.Minute {
 		t.Errorf("simulated %v, %+v, by a clock that shows %v", first.Simulated, first.Kept, first.Now)
 	}
 	d.Stop(t)
