@@ -188,7 +188,12 @@ func (a *app) examineUnits(ctx context.Context) (all []finding) {
 		switch unit := units[i]; {
 		case unit.crashLoops():
 			f := finding{fail, name, unit.crashText(), "systemctl status perceptd tells more"}
-			if config != nil && config.Verdict == fail {
+			switch {
+			case unit.exit == exitFlags:
+				f.Is += "; the reason: its command line is wrong"
+				f.Next = "systemctl cat perceptd shows it, and which drop-in changes it: correct that, then " +
+					"systemctl daemon-reload; systemd then starts perceptd by itself"
+			case config != nil && config.Verdict == fail:
 				f.Is += "; the reason: " + config.Is
 				f.Next = "correct the configuration, of which perceptd --check shows every fault; systemd then " +
 					"starts perceptd by itself"
@@ -197,6 +202,8 @@ func (a *app) examineUnits(ctx context.Context) (all []finding) {
 			all = append(all, f)
 		case unit.active == "active" || unit.active == "reloading":
 			all = append(all, finding{Verdict: pass, What: name, Is: "systemd says " + unit.active})
+		case unit.active == "activating" && unit.text != "": // it waits for something
+			all = append(all, finding{fail, name, "systemd says activating: " + unit.text, ""})
 		case unit.active != "":
 			all = append(all, finding{fail, name, "systemd says " + unit.active, "systemctl status " + name +
 				" tells why; systemctl enable --now perceptd starts it"})
@@ -212,6 +219,9 @@ func (u unitState) crashText() string {
 	return fmt.Sprintf("perceptd is not answering: systemd starts it, and it ends (%s so far)",
 		plural(u.restarts, "restart", "restarts"))
 }
+
+// exitFlags is how perceptd ends where its command line is wrong.
+const exitFlags = 78
 
 // exitFaults is how perceptd --check ends where it finds a fault.
 const exitFaults = 1
@@ -287,6 +297,10 @@ func examineFiles(c api.ConfigStatus) (all []finding) {
 	if !c.EditedOn.IsZero() {
 		all = append(all, finding{note, what, "edited on " + c.EditedOn.UTC().Format("Jan 2 15:04 UTC") +
 			" and not reloaded since", "perceptctl reload puts it in force"})
+	}
+	for _, gone := range c.Gone {
+		all = append(all, finding{note, what, gone + " was in force and is gone, and what it allowed with it",
+			"if that was not meant, put it back, then perceptctl reload"})
 	}
 	for _, unread := range c.Unread {
 		all = append(all, finding{note, what, unread, ""})

@@ -192,7 +192,7 @@ func (s screen) daemon(status api.Status) string {
 	}
 	config += ", loaded " + explain.Duration(status.Now.Sub(status.Config.LoadedOn)) + " ago"
 	text := ready + s.Paragraph("source    ", source, term.Plain) + s.Paragraph("config    ", config, term.Plain) +
-		s.edited(status.Config) + s.reloadError(status)
+		s.gone(status.Config) + s.edited(status.Config) + s.reloadError(status)
 	n := status.Requests
 	if l := status.Loopback; l != nil {
 		text += s.Paragraph("loopback  ", loopbackText(*l), term.Plain)
@@ -243,6 +243,15 @@ func keptText(k api.KeptStatus) string {
 		return "not kept: " + k.Why
 	}
 	return "not kept"
+}
+
+// gone says that files of what was in force last are not there any more.
+func (s screen) gone(c api.ConfigStatus) string {
+	if len(c.Gone) == 0 {
+		return ""
+	}
+	return s.Paragraph("          ", "gone, and what it allowed with it: "+strings.Join(c.Gone, ", ")+": if that was "+
+		"not meant, put it back, then: perceptctl reload", term.Warning)
 }
 
 // edited says that the files are others than those that were read last.

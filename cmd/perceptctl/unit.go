@@ -13,10 +13,12 @@ type unitState struct {
 	active, sub string
 	text        string // that it has told of itself
 	restarts    int
+	exit        int // status that its main process ended with last
 }
 
 func (a *app) unit(ctx context.Context, name string) (u unitState) {
-	output, _ := a.runProgram(ctx, "systemctl", "show", "--property=ActiveState,SubState,NRestarts,StatusText", name)
+	output, _ := a.runProgram(ctx, "systemctl", "show", "--property=ActiveState,SubState,NRestarts,StatusText,"+
+		"ExecMainStatus", name)
 	for line := range strings.Lines(output) {
 		switch key, value, _ := strings.Cut(strings.TrimSpace(line), "="); key {
 		case "ActiveState":
@@ -27,6 +29,8 @@ func (a *app) unit(ctx context.Context, name string) (u unitState) {
 			u.text = term.CleanLines(value)
 		case "NRestarts":
 			u.restarts, _ = strconv.Atoi(value) // 0, where it is not a number
+		case "ExecMainStatus":
+			u.exit, _ = strconv.Atoi(value) // likewise
 		}
 	}
 	return u

@@ -187,7 +187,12 @@ func TestInsideConfigFaults(t *testing.T) {
 		}, 503, "perceptd was started by hand, and has no copy"},
 		"no file": {func(d *harness.Daemon, _ string) error {
 			return os.Remove(d.Config)
-		}, 503, "is not there: write one"},
+		}, 503, "is not there: put it back, or write one"},
+		"no main file": {func(d *harness.Daemon, extra string) error {
+			grant := fmt.Sprintf("[[grant]]\ncaller = { uid = %d }\nidentity = \"device\"\n"+
+				"resources = [\"https://vault.azure.net\"]\n", os.Getuid())
+			return errors.Join(os.Remove(d.Config), os.WriteFile(extra, []byte(grant), 0o644))
+		}, 403, "config.toml is not there, and what needs it is idle: put it back, then: perceptctl reload"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			folder := harness.NewDaemon(t, good)
@@ -203,7 +208,7 @@ func TestInsideConfigFaults(t *testing.T) {
 			if trouble := strings.Join(d.Status(t).Trouble, "\n"); !strings.Contains(trouble, row.says) {
 				t.Errorf("%q is not said: %s", row.says, trouble)
 			}
-			if name == "no file" {
+			if strings.HasPrefix(name, "no ") {
 				return // a simulated source begins with the process
 			}
 			if err := os.Remove(extra); err != nil {

@@ -38,16 +38,24 @@ func (d *daemon) whileHeld(ctx context.Context, take func() error) error {
 		}
 		if held != before {
 			before = held
-			d.log.Error("waiting for a folder that another process has locked: end that process",
+			d.log.Error("waiting for a folder that another process has locked: "+mendOfHeld(held),
 				zap.Int("process", held.Process), zap.String("program", held.Program), zap.Error(err))
 		}
 		d.told(d.notify.Extend(heldInterval + heldGrace))
-		d.told(d.notify.Status(fmt.Sprintf("waiting: %s: end that process; it is tried again every %v",
-			held.Holder(), heldInterval)))
+		d.told(d.notify.Status(fmt.Sprintf("waiting: %s: %s; it is tried again every %v",
+			held.Holder(), mendOfHeld(held), heldInterval)))
 		if !d.wait(ctx, heldInterval) {
 			return errAskedToEnd
 		}
 	}
+}
+
+// mendOfHeld says how to end the process that has a folder locked.
+func mendOfHeld(held lock.HeldError) string {
+	if held.Process == 0 {
+		return "end that process"
+	}
+	return fmt.Sprintf("kill %d ends it", held.Process)
 }
 
 // wait returns after so long, or at once where a reload is asked for; false: the daemon is asked to end.

@@ -33,7 +33,8 @@ func TestInsideWaitsForFolders(t *testing.T) {
 			d := runInsideIn(t, folder)
 			harness.AwaitMessages(t, told, "EXTEND_TIMEOUT_USEC=35000000",
 				"STATUS=waiting: program perceptd.test (process "+
-					strconv.Itoa(os.Getpid())+") "+name)
+					strconv.Itoa(os.Getpid())+") "+name,
+				": kill "+strconv.Itoa(os.Getpid())+" ends it; ")
 			if err := held.Close(); err != nil {
 				t.Fatal(err)
 			}

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +26,7 @@ type inForce struct {
 	// force. Without one the files are in force, but for elements that are idle.
 	faults []error
 	gone   []string // files of the last configuration that are not there any more, and do not go on
+	lost   string   // the main file, where it is not there and what is left has elements that are idle
 	unread []string // what is in config.d and is not read, with why
 }
 
@@ -39,7 +42,11 @@ const removals = "what was taken out of the edited files is still in force"
 func (d *daemon) begin() inForce {
 	found := d.readFiles()
 	if len(found.Faults) == 0 {
-		return inForce{config: ofFiles(d.flags.config, found), files: found.Files, unread: found.Unread}
+		c := inForce{config: ofFiles(d.flags.config, found), files: found.Files, unread: found.Unread, gone: d.gone()}
+		if found.Missing && len(found.Files) > 0 && len(c.config.Idle) > 0 {
+			c.lost = d.flags.config
+		}
+		return c
 	}
 	whole := errors.Join(found.Faults...)
 	last, record, gone, err := d.last()
@@ -68,7 +75,8 @@ func (d *daemon) readFiles() config.Reading {
 // ofFiles is what files that have no fault themselves put in force.
 func ofFiles(path string, found config.Reading) config.Config {
 	if len(found.Files) == 0 {
-		return found.None(path + " is not there: write one, README.md shows a first one; then: perceptctl reload")
+		return found.None(path + " is not there: put it back, or write one, as README.md shows; then: " +
+			"perceptctl reload")
 	}
 	return found.Config()
 }
@@ -83,6 +91,23 @@ func (d *daemon) last() (last config.Reading, record *store.ConfigRecord, gone [
 	}
 	last, gone, err = d.kept.Last(d.flags.config, record.SHA256, record.Gone)
 	return last, record, gone, err
+}
+
+// gone returns the files of the last configuration that are not there any more.
+func (d *daemon) gone() (all []string) {
+	if d.kept == nil {
+		return nil
+	}
+	record, err := store.LoadConfigRecord(store.Disk(d.flags.stateDir))
+	if err != nil {
+		return nil // it is the first start, or note says it
+	}
+	for _, path := range record.Files {
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			all = append(all, path)
+		}
+	}
+	return all
 }
 
 // keptBy returns where root keeps a copy of the configuration; nil: nowhere, for a daemon that was started by hand.
@@ -157,6 +182,9 @@ func (c *inForce) troubles() (all []string) {
 	case c.lastGoesOn():
 		all = append(all, fmt.Sprintf("the last configuration goes on, of %s, and %s: %v",
 			c.since.UTC().Format("Jan 2 15:04 UTC"), removals, errors.Join(c.faults...)))
+	}
+	if c.lost != "" {
+		all = append(all, c.lost+" is not there, and what needs it is idle: put it back, then: perceptctl reload")
 	}
 	for _, idle := range c.config.Idle {
 		all = append(all, fmt.Sprintf("%s: %s is idle: %s", idle.Place, idle.Element, idle.Why))

@@ -56,7 +56,7 @@ func TestCheckFaults(t *testing.T) {
 	}{
 		{"an element", map[string]string{"config.toml": harness.GoodConfig, "config.d/a.toml": faulty},
 			`perceptd: the configuration is not usable:
-DIR/config.d/a.toml:2: user "nobody-of-that-name" is not known on this device: create it, or name a uid
+DIR/config.d/a.toml:2: user "nobody-of-that-name" is not known on this device: create it (useradd --system nobody-of-that-name), or name a uid
 DIR/config.d/a.toml:4: grant 2: resources must be a list of texts, such as ["https://vault.azure.net"], and is a text
 a reload refuses all of it, and what was removed from it stays in force
 after a restart the rest is in force, and these are idle:

@@ -3,13 +3,26 @@ package config
 import (
 	"fmt"
 	"os/user"
+	"regexp"
 	"strconv"
 )
+
+// usual is a name that useradd takes as it is, and a shell as well.
+var usual = regexp.MustCompile(`^[a-z_][a-z0-9_-]*$`)
+
+// making names the command that makes a user or group of a usual name, in brackets; empty: the name is not one.
+func making(program, name string) string {
+	if !usual.MatchString(name) {
+		return ""
+	}
+	return " (" + program + " --system " + name + ")"
+}
 
 func uidOf(name string) (uint32, error) {
 	account, err := user.Lookup(name)
 	if err != nil {
-		return 0, fmt.Errorf("user %q is not known on this device: create it, or name a uid", name)
+		return 0, fmt.Errorf("user %q is not known on this device: create it%s, or name a uid", name,
+			making("useradd", name))
 	}
 	uid, err := strconv.ParseUint(account.Uid, 10, 32)
 	if err != nil {
@@ -21,7 +34,8 @@ func uidOf(name string) (uint32, error) {
 func gidOf(name string) (uint32, error) {
 	group, err := user.LookupGroup(name)
 	if err != nil {
-		return 0, fmt.Errorf("group %q is not known on this device: create it, or name a gid", name)
+		return 0, fmt.Errorf("group %q is not known on this device: create it%s, or name a gid", name,
+			making("groupadd", name))
 	}
 	gid, err := strconv.ParseUint(group.Gid, 10, 32)
 	if err != nil {

@@ -274,7 +274,8 @@ kind = "magic"
 		got = append(got, strings.TrimPrefix(strings.TrimSpace(line), filepath.Dir(path)+"/"))
 	}
 	want := []string{
-		`config.d/20.toml:6: user "nobody-of-that-name" is not known on this device: create it, or name a uid`,
+		`config.d/20.toml:6: user "nobody-of-that-name" is not known on this device: create it (useradd ` +
+			`--system nobody-of-that-name), or name a uid`,
 		`config.toml:11: source.kind is "magic": it must be "managed-identity" or "simulated"`,
 		`config.d/10.toml:2: identity "device" is there twice`,
 		`config.toml:1: identity "device" is there twice`,

@@ -16,7 +16,7 @@ func plainText(file File) ([]byte, error) {
 	text := file.Text
 	if isUTF16(text) {
 		return nil, fmt.Errorf("%s: it is written in UTF-16, as some editors of Windows do: save it as UTF-8, or "+
-			"iconv -f UTF-16 -t UTF-8 %s", file.Path, file.Path)
+			"iconv -f UTF-16 -t UTF-8 -o %[1]s.new %[1]s && mv %[1]s.new %[1]s", file.Path)
 	}
 	text = bytes.TrimPrefix(text, []byte("\xef\xbb\xbf"))
 	if at := bytes.IndexByte(text, 0x1a); at >= 0 && len(bytes.Trim(text[at:], "\x1a\r\n\x00 ")) == 0 {

@@ -36,7 +36,7 @@ func TestSpoiltText(t *testing.T) {
 	}
 	for _, row := range []struct{ name, text, want string }{
 		{"UTF-16", utf16le("\ufeff" + harness.GoodConfig), ": it is written in UTF-16, as some editors of Windows " +
-			"do: save it as UTF-8, or iconv -f UTF-16 -t UTF-8 "},
+			"do: save it as UTF-8, or iconv -f UTF-16 -t UTF-8 -o "},
 		{"UTF-16 without its mark", utf16le(harness.GoodConfig), ": it is written in UTF-16"},
 		{"the other UTF-16", "\xfe\xff\x00[", ": it is written in UTF-16"},
 		{"Ctrl-Z", "[tokens]\n\x1a", ":2: Ctrl-Z is at the end of the file, as DOS marked it: take it out"},

@@ -246,7 +246,8 @@ also = 1
 15: unknown key grant.also: [[grant]] has caller (by module, unit, container_image, user, uid, group or gid), ` +
 		`identity, resources and prefetch
 11: grant 1: caller.group must be a text in quotes, such as "root", and is a number
-11: user "nobody-of-that-name" is not known on this device: create it, or name a uid
+11: user "nobody-of-that-name" is not known on this device: create it (useradd --system ` +
+		`nobody-of-that-name), or name a uid
 5: identity "device": object_id "x" is no GUID
 10: the grant for nobody names identity "robot", which is not configured
 10: the grant for nobody: resource "vault" is no App ID URI (such as https://vault.azure.net) and no GUID`
