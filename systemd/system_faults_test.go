@@ -22,6 +22,8 @@ func TestSystemPlantedFaults(t *testing.T) {
 	}
 	m.must(t, "useradd", "--system", "himds")
 	m.must(t, "cp", "/usr/share/perceptd/azure-arc.conf", "/etc/systemd/system/perceptd.service.d/")
+	m.write(t, "/usr/bin/sudo", "#!/bin/sh\nexec \"$@\"\n") // all is run as root here
+	m.must(t, "chmod", "0755", "/usr/bin/sudo")
 	m.write(t, mainFile, identitiesOfFaults)
 	m.write(t, grantsFile, grantsOfFaults)
 	m.must(t, "systemctl", "daemon-reload")
@@ -46,7 +48,8 @@ func TestSystemPlantedFaults(t *testing.T) {
 		{"a file of config.d is gone", faultGone},
 		{"an engine made the module's folder", faultFolder},
 		{"a module is taken out and put back", faultModule},
-		{"another perceptd holds the state folder", faultHeld},
+		{"another perceptd holds the state folder", faultState},
+		{"another process holds the runtime folder", faultRuntime},
 		{"a wrong command line", faultFlags},
 		{"an earlier version runs", faultUpgrade},
 	} {
@@ -104,13 +107,14 @@ func faultTypo(t *testing.T, m *machine) {
 	}
 	wants(t, out, "is faulty and gives nothing: unknown key grant.identitty")
 
-	status := m.troubled(t)
-	place := regexp.MustCompile(`(/\S+):(\d+): grant 3 is idle: unknown key grant\.(\w+):`).FindStringSubmatch(status)
-	if place == nil {
-		t.Fatalf("the place is not printed:\n%s", status)
+	wants(t, m.troubled(t), "grant 3 is idle: unknown key grant.identitty")
+	check, err := m.run(t, "sh", "-ec", m.printed(t, out, `sudo perceptd --check`)) // by the denial's hint
+	place := regexp.MustCompile(`(/\S+):(\d+): unknown key grant\.(\w+):`).FindStringSubmatch(check)
+	if exitOf(err) != 1 || place == nil {
+		t.Fatalf("the place is not printed: %v\n%s", err, check)
 	}
 	m.must(t, "sed", "-i", place[2]+"s/"+place[3]+"/identity/", place[1])
-	m.follow(t, m.doctorSays(t), `perceptctl reload`)
+	m.follow(t, out, `sudo perceptctl reload`)
 }
 
 func faultUser(t *testing.T, m *machine) {
@@ -286,16 +290,34 @@ func faultModule(t *testing.T, m *machine) {
 	m.must(t, "systemctl", "stop", "container@vision")
 }
 
-func faultHeld(t *testing.T, m *machine) {
+func faultState(t *testing.T, m *machine) {
 	m.must(t, "systemctl", "stop", "perceptd")
 	m.must(t, "systemd-run", "--quiet", "--collect", "--unit=other", "--property=User=percept",
 		"--property=RuntimeDirectory=other", "perceptd", "--runtime-dir", "/run/other", "--state-dir",
 		"/var/lib/percept")
 	m.await(t, "test", "-S", "/run/other/token.sock")
+	m.isHeld(t, "another perceptd")
+}
+
+func faultRuntime(t *testing.T, m *machine) {
+	m.must(t, "systemctl", "stop", "perceptd")
+	m.must(t, "systemd-run", "--quiet", "--collect", "--unit=other", "--property=User=percept",
+		"flock", "--close", "/run/percept/modules", "sleep", "600")
+	m.until(t, "the lock", func() bool {
+		_, err := m.run(t, "flock", "--nonblock", "/run/percept/modules", "true")
+		return err != nil
+	})
+	m.isHeld(t, "program flock")
+}
+
+// isHeld starts the device's perceptd while a process of unit other has one of its folders locked: it waits, until that
+// one is ended as its screens say.
+func (m *machine) isHeld(t *testing.T, who string) {
+	t.Helper()
 	other := strings.TrimSpace(m.must(t, "systemctl", "show", "other", "-p", "MainPID", "--value"))
 	m.must(t, "systemctl", "start", "--no-block", "perceptd")
 	m.until(t, "the holder in systemctl status", func() bool {
-		return strings.Contains(m.statusText(t), "another perceptd (process "+other+")")
+		return strings.Contains(m.statusText(t), "waiting: "+who+" (process "+other+")")
 	})
 	wants(t, m.doctorSays(t), "kill "+other+" ends it")
 	m.follow(t, m.statusText(t), `kill \d+`)
@@ -349,15 +371,21 @@ func faultUpgrade(t *testing.T, m *machine) {
 	m.must(t, "sh", "-ec", over)
 }
 
-// follow runs a command that a screen prints, word for word: the first that has that form.
-func (m *machine) follow(t *testing.T, screen, form string) string {
+// printed returns the first command of a form that a screen prints.
+func (m *machine) printed(t *testing.T, screen, form string) string {
 	t.Helper()
 	command := regexp.MustCompile(form).FindString(inLine(screen))
 	if command == "" {
 		t.Fatalf("no command %q is printed:\n%s", form, screen)
 	}
 	t.Log("$ " + command)
-	return m.must(t, "sh", "-ec", command)
+	return command
+}
+
+// follow runs such a command, word for word.
+func (m *machine) follow(t *testing.T, screen, form string) string {
+	t.Helper()
+	return m.must(t, "sh", "-ec", m.printed(t, screen, form))
 }
 
 // status is what perceptctl status prints, on one line.
