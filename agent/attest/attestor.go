@@ -11,6 +11,7 @@
 package attest
 
 import (
+	"cmp"
 	"os"
 	"sync/atomic"
 )
@@ -50,6 +51,9 @@ type Options struct {
 	// Proc is the mount point of the proc file system. Empty: /proc.
 	Proc string
 
+	// Cgroups is the mount point of the cgroup hierarchies. Empty: /sys/fs/cgroup.
+	Cgroups string
+
 	// NoPidfd identifies processes by /proc alone, as New does on kernels before 6.5, which have no SO_PEERPIDFD.
 	NoPidfd bool
 
@@ -78,9 +82,9 @@ type activeRules struct {
 
 // New returns an Attestor that has no modules and no engine until SetRules is called.
 func New(o Options) *Attestor {
-	k := kernel{proc: o.Proc, pidfd: !o.NoPidfd && hasPeerPidfd()}
-	if k.proc == "" {
-		k.proc = "/proc"
+	k := kernel{
+		proc: cmp.Or(o.Proc, "/proc"), cgroups: cmp.Or(o.Cgroups, "/sys/fs/cgroup"),
+		pidfd: !o.NoPidfd && hasPeerPidfd(),
 	}
 	k.procMismatch = k.checkProc()
 	k.overflow = k.readOverflowIDs()

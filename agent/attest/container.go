@@ -80,6 +80,11 @@ func (a *Attestor) checkContainer(rules *activeRules, at location, info containe
 		return fmt.Errorf("the caller is in the cgroup of pod %s, and the engine names another pod of its container",
 			shortID(at.pod))
 	}
+	if at.split {
+		if err := a.kernel.checkOwners(a.engine.trusted, at.parent, at.path); err != nil {
+			return err
+		}
+	}
 	file, err := a.kernel.readFile(info.init, "cgroup")
 	if err != nil {
 		return fmt.Errorf("the container's first process cannot be looked at: %w", err)

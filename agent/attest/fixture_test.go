@@ -49,6 +49,9 @@ type fixture struct {
 	*Attestor
 	t    *testing.T
 	proc string // its /proc; empty: the real one
+
+	cgroups string // its /sys/fs/cgroup, beside its /proc
+
 	path string
 	l    net.Listener
 }
@@ -57,7 +60,8 @@ type fixture struct {
 func newFixture(t *testing.T, o Options) *fixture {
 	t.Helper()
 	s := &fixture{t: t, proc: newProc(t)}
-	o.Proc = s.proc
+	s.cgroups = t.TempDir()
+	o.Proc, o.Cgroups = s.proc, s.cgroups
 	s.putProcess(1, "/init.scope")
 	s.putProcess(os.Getpid(), "/")
 	s.open(o)
@@ -94,13 +98,34 @@ func (f *fixture) open(o Options) {
 // nearly all callers are.
 func (f *fixture) ageCallers() { f.l.(*listener).queueEmptyAt.Store(int64(sinceBoot() + 2*tick)) }
 
-// putProcess writes the files of a process in the fixture's /proc.
+// putProcess writes the files of a process in the fixture's /proc, and makes its cgroup where its owner counts.
 func (f *fixture) putProcess(pid int, cgroup string) {
+	f.t.Helper()
+	if strings.Contains(cgroup, splitLeaf) {
+		f.putCgroup(cgroup, 0o755)
+	}
+	f.putProcessFiles(pid, cgroup)
+}
+
+// putProcessFiles writes the files of a process in the fixture's /proc.
+func (f *fixture) putProcessFiles(pid int, cgroup string) {
 	f.t.Helper()
 	f.write(pid, "cgroup", inAllHierarchies(cgroup))
 	f.write(pid, "statm", "100 10 10 1 0 10 0\n")
 	f.write(pid, "stat", fmt.Sprintf("%d (x) S 1%s 5 0\n", pid, strings.Repeat(" 0", 17)))
 	f.write(pid, "status", fmt.Sprintf("Name:\tx\nUid:\t%d\t%[1]d\t%[1]d\t%[1]d\nGid:\t0\t0\t0\t0\n", os.Getuid()))
+}
+
+// putCgroup makes a cgroup in the fixture's /sys/fs/cgroup, with that mode.
+func (f *fixture) putCgroup(cgroup string, mode os.FileMode) {
+	f.t.Helper()
+	dir := filepath.Join(f.cgroups, "systemd", cgroup)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.Chmod(dir, mode); err != nil {
+		f.t.Fatal(err)
+	}
 }
 
 func (f *fixture) write(pid int, file, text string) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -163,6 +164,47 @@ func TestAttackPodmanContainers(t *testing.T) {
 	})
 }
 
+// Who may make cgroups below a service's may give one any container's name: a user to whom systemd gave the service's
+// cgroup (Delegate=), as for a container whose ID an engine still holds for running, and whose first process's number
+// is another's by now.
+func TestAttackDelegatedCgroup(t *testing.T) {
+	t.Parallel()
+	service := filepath.Dir(splitA)
+	for _, row := range []struct {
+		name, want string
+		change     func(s *fixture)
+	}{
+		{"others may make cgroups below the service's", "mode 0777", func(s *fixture) { s.putCgroup(service, 0o777) }},
+		{"a group may", "mode 0775", func(s *fixture) { s.putCgroup(service, 0o775) }},
+		{"others may move processes", "mode 0757", func(s *fixture) { s.putCgroup(splitA, 0o757) }},
+		{"others may move processes by the file", "cgroup.procs has mode 0666", func(s *fixture) {
+			procs := filepath.Join(s.cgroups, "systemd", splitA, "cgroup.procs")
+			if err := errors.Join(os.WriteFile(procs, nil, 0o666), os.Chmod(procs, 0o666)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"in the other hierarchy", "mode 0777", func(s *fixture) {
+			dir := filepath.Join(s.cgroups, "unified", service)
+			if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o777)); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"no hierarchy is there", "cannot be looked at", func(s *fixture) { s.kernel.cgroups += "/none" }},
+	} {
+		s, e := newPodmanFixture(t, Options{})
+		s.putProcess(2, splitA)
+		e.answer(idA, podmanAnswer(idA, "vision", splitA, "", 2))
+		row.change(s)
+		s.putProcessFiles(os.Getpid(), splitA)
+		attestation, _, _ := s.dial(Socket{Module: "vision"})
+		got, err := attestation.Caller(context.Background())
+		checkDenied(t, row.name, err, row.want)
+		if got.Module != "" {
+			t.Errorf("%s: %+v", row.name, got)
+		}
+	}
+}
+
 // A process in the cgroup of the unit that runs a container is the unit's, as ExecStartPre= is, and not the container;
 // and the container is not the unit.
 func TestQuadletUnit(t *testing.T) {
@@ -302,5 +344,14 @@ func TestAttackForgedPayload(t *testing.T) {
 			checkDenied(t, row.cgroup, err, row.want)
 			a.end()
 		}
+		for _, hierarchy := range s.kernel.hierarchies() { // as systemd does for a service with User= and Delegate=
+			err := os.Chown(hierarchy+filepath.Dir(real), 65534, 65534)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+		s.SetRules(s.rules.Load().Rules)
+		_, err := ofFirst.Caller(context.Background())
+		checkDenied(t, "the service is a user's", err, "belongs to user 65534")
 	})
 }

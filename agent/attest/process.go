@@ -19,6 +19,7 @@ import (
 // kernel reads facts about peers and processes from the kernel.
 type kernel struct {
 	proc         string      // mount point of the proc file system
+	cgroups      string      // mount point of the cgroup hierarchies
 	procMismatch error       // why proc shows other processes than the kernel reports for sockets; nil: it does not
 	pidfd        bool        // the kernel has SO_PEERPIDFD (Linux 6.5)
 	overflow     overflowIDs // shown for users and groups outside the daemon's user namespace
