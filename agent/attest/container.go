@@ -25,6 +25,11 @@ type containerInfo struct {
 func (a *Attestor) attestContainer(ctx context.Context, rules *activeRules, at location) (*grants.Container, error) {
 	unattested := "which container it runs in"
 	bare := &grants.Container{ID: at.container}
+	if at.split { // before any question, which a user could have asked as often as that user makes cgroups
+		if err := a.kernel.checkOwners(a.engine.trusted, at.parent, at.path); err != nil {
+			return bare, &Error{What: unattested, Why: err.Error()}
+		}
+	}
 	info, err := a.engine.inspect(ctx, rules.Engines, at.container)
 	var untrusted *untrustedError
 	switch {
@@ -46,7 +51,7 @@ func (a *Attestor) attestContainer(ctx context.Context, rules *activeRules, at l
 		return bare, &Error{
 			What: unattested,
 			Why:  fmt.Sprintf("the container engine was asked in vain: %v", err),
-			Hint: "try again when the engine answers: docker ps tells",
+			Hint: "try again when the engine answers: docker ps or podman ps shows it",
 		}
 	}
 	if err := a.checkContainer(rules, at, info); err != nil {
@@ -79,11 +84,6 @@ func (a *Attestor) checkContainer(rules *activeRules, at location, info containe
 	case at.pod != "" && at.pod != info.pod:
 		return fmt.Errorf("the caller is in the cgroup of pod %s, and the engine names another pod of its container",
 			shortID(at.pod))
-	}
-	if at.split {
-		if err := a.kernel.checkOwners(a.engine.trusted, at.parent, at.path); err != nil {
-			return err
-		}
 	}
 	file, err := a.kernel.readFile(info.init, "cgroup")
 	if err != nil {

@@ -221,5 +221,5 @@ func engineHint(err error) string {
 		return "start the container engine, name its socket as [callers] engine, " +
 			"or choose require = \"socket\" for the modules"
 	}
-	return "see that the container engine answers: docker ps"
+	return "see that the container engine answers: docker ps or podman ps"
 }

@@ -339,7 +339,7 @@ func examineCallers(status api.Status) (all []finding) {
 	}
 	if status.Callers.EngineError != "" && len(all) == 0 {
 		all = append(all, finding{fail, "callers", "the container engine was asked in vain: " +
-			status.Callers.EngineError, "see that it answers: docker ps"})
+			status.Callers.EngineError, "see that it answers: docker ps or podman ps"})
 	}
 	if len(all) == 0 {
 		is := "their users, services and containers can be told"

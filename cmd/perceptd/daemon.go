@@ -270,8 +270,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	defer watch.Wait()
 	defer unwatch()
 
-	d.updateLimitations(ctx)
 	d.announce()
+	signalOn(d.limitationsChanged) // only now: an engine that the question starts may wait until systemd has d ready
 	for {
 		select {
 		case <-ctx.Done():

@@ -27,7 +27,7 @@ identity vision: client_id 00000000-0000-0000-0000-000000000001
 grant: uid 4711 may have tokens of device for https://vault.azure.net
 grant: module vision may have tokens of vision for api://x, api://y
 module vision: on its socket, out of the container named vision
-container engine: auto, the first that is there of /run/docker.sock, /run/podman/podman.sock
+container engine: auto, the first that is there of /run/docker.sock, /run/podman.sock, /run/podman/podman.sock
 SDKs are told a life of at most 35m0s
 a policy change takes up to 10m0s to reach new tokens
 `

@@ -22,8 +22,11 @@ const (
 	engineNone = "none"
 )
 
-// engineSockets is where auto looks, in this order.
-func engineSockets() []string { return []string{"/run/docker.sock", "/run/podman/podman.sock"} }
+// engineSockets is where auto looks, in this order. The drop-in podman.socket.conf has Podman answer at the second, as
+// perceptd may not enter the folder of the third.
+func engineSockets() []string {
+	return []string{"/run/docker.sock", "/run/podman.sock", "/run/podman/podman.sock"}
+}
 
 // What becomes of a young process where the kernel gives no handle on the process that connected.
 const (

@@ -155,9 +155,11 @@ func TestStatusTextFollows(t *testing.T) {
 		{func() error { return os.Chmod(d.Admin(), 0) },
 			"STATUS=SIMULATED; trouble: perceptd cannot check that it answers on " + d.Admin()},
 		{func() error { return os.Chmod(d.Admin(), 0o660) }, well},
-		{func() error { return os.Rename(d.Module("vision"), d.Module("vision")+".aside") },
-			"STATUS=SIMULATED; trouble: module vision has no socket any more"},
-		{func() error { return os.Rename(d.Module("vision")+".aside", d.Module("vision")) }, well},
+		{func() error {
+			at := d.Module("vision")
+			return errors.Join(os.Remove(at), os.MkdirAll(filepath.Join(at, "full"), 0o755))
+		}, "STATUS=SIMULATED; trouble: module vision has no socket"},
+		{func() error { return os.RemoveAll(d.Module("vision")) }, well},
 	} {
 		if err := step.do(); err != nil {
 			t.Fatal(err)
