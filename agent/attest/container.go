@@ -27,7 +27,7 @@ func (a *Attestor) attestContainer(ctx context.Context, rules *activeRules, at l
 	bare := &grants.Container{ID: at.container}
 	if at.split { // before any question, which a user could have asked as often as that user makes cgroups
 		if err := a.kernel.checkOwners(a.engine.trusted, at.parent, at.path); err != nil {
-			return bare, &Error{What: unattested, Why: err.Error()}
+			return bare, &Error{What: unattested, Why: err.Error(), Hint: rootlessHint}
 		}
 	}
 	info, err := a.engine.inspect(ctx, rules.Engines, at.container)
