@@ -102,7 +102,7 @@ func (c *Callers) take(t *table) {
 	case isPerSecond && !t.misnamed:
 		c.PerSecond = int(perSecond)
 	case t.mayMean("requests_per_second"):
-		c.PerSecond = defaultPerSecond
+		c.PerSecond = min(c.PerSecond, defaultPerSecond)
 	}
 	switch {
 	case t.isSound("young"):
@@ -116,8 +116,8 @@ func (c *Callers) take(t *table) {
 func (c *Callers) takeModule(t *table) string {
 	m := module{}
 	m.name, _ = t.text("name", "camera")
-	m.require, _ = t.text("require", requireContainer)
-	m.container, _ = t.text("container", m.name)
+	m.require, _ = t.filled("require", requireContainer)
+	m.container, _ = t.filled("container", m.name)
 	t.finish()
 	if err := m.validate(); err != nil && len(t.faults) == 0 {
 		t.addFault("", "%v", err)

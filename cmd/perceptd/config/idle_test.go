@@ -42,7 +42,14 @@ func TestIdleGrants(t *testing.T) {
 			grants.Grant{Caller: camera, Identity: "devise", Resources: []string{"api://x"}},
 			"which is not configured"},
 		{"a caller misspelt", broken("caller", "callr"),
-			grants.Grant{Unclear: grants.AllKinds, Identity: "device", Resources: []string{"api://x"}}, "prefetch"},
+			grants.Grant{Unclear: grants.AllKinds, Identity: "device", Resources: []string{"api://x"},
+				AnyResource: true}, "prefetch"},
+		{"resources a second time, misspelt", soundGrant + "resource = [\"api://y\"]\n",
+			grants.Grant{Caller: camera, Identity: "device", Resources: []string{"api://x"}, AnyResource: true},
+			"prefetch"},
+		{"an empty unit beside a uid", broken(`unit = "camera"`, `unit = "", uid = 1`),
+			grants.Grant{Unclear: grants.Units | grants.Users, Identity: "device", Resources: []string{"api://x"}},
+			"or take the line out"},
 		{"a kind of caller misspelt", broken("unit", "unt"),
 			grants.Grant{Unclear: grants.AllKinds, Identity: "device", Resources: []string{"api://x"}}, "prefetch"},
 		{"a caller of a wrong type", broken(`"camera"`, "7"),
@@ -208,6 +215,10 @@ func TestIdleTables(t *testing.T) {
 			t.Errorf("%s: the grant beside it is idle: %s", row.name, c.Rules.Grants[0].Fault)
 		}
 	}
+	stricter := load("[callers]\nrequests_per_second = 5\n", "[callers]\nyonug = \"refuse\"\n")
+	if stricter.Callers.PerSecond != 5 {
+		t.Errorf("a fault elsewhere makes a limit looser: %d", stricter.Callers.PerSecond)
+	}
 	later := load("[callers]\nyoung = \"no\"\n", "[callers]\nyoung = \"accept\"\n")
 	if later.Callers.RefuseYoung() || len(later.Idle) != 1 {
 		t.Errorf("a value of a later file: %+v, %v", later.Callers, later.Idle)
@@ -338,4 +349,21 @@ func FuzzPlaces(f *testing.F) {
 			t.Errorf("%q: %s, want %s", text, got, want)
 		}
 	})
+}
+
+// An ID that is written and empty, as of a template whose variable was not set, is a fault: without the line the
+// identity would be the system-assigned one.
+func TestEmptyIDIsAFault(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"client_id", "object_id", "resource_id"} {
+		path := harness.WriteConfig(t, map[string]string{
+			"config.toml": "[[identity]]\nname = \"vision\"\n" + key + " = \"\"\n"})
+		c := Read(path).Config()
+		if len(c.Rules.Identities) != 1 || !strings.Contains(c.Rules.Identities[0].Fault, key+" is empty") {
+			t.Errorf("%s: %v", key, c.Rules.Identities)
+		}
+		if _, err := Load(path); err == nil || !strings.Contains(err.Error(), key+" is empty") {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
 }

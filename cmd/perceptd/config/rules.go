@@ -16,9 +16,9 @@ func takeIdentity(t *table) grants.Identity {
 	i := grants.Identity{Place: t.place}
 	i.Name, _ = t.text("name", "device")
 	i.Default, _ = t.flag("default")
-	i.ClientID, _ = t.text("client_id", exampleGUID)
-	i.ObjectID, _ = t.text("object_id", exampleGUID)
-	i.ResourceID, _ = t.text("resource_id", "/subscriptions/…")
+	i.ClientID, _ = t.filled("client_id", exampleGUID)
+	i.ObjectID, _ = t.filled("object_id", exampleGUID)
+	i.ResourceID, _ = t.filled("resource_id", "/subscriptions/…")
 	t.finish()
 	if i.Fault = t.why(); i.Fault != "" && !t.isSound("default") {
 		i.Default = true
@@ -39,7 +39,7 @@ func takeGrant(t *table) grants.Grant {
 	g.Prefetch, _ = t.flag("prefetch")
 	t.finish()
 	if g.Fault = t.why(); g.Fault != "" {
-		g.Unclear, g.AnyResource = unclear, !whole
+		g.Unclear, g.AnyResource = unclear, !whole || len(t.unknown) > 0 // an unknown key may name resources
 	}
 	return g
 }
@@ -50,11 +50,11 @@ func takeCaller(t *table) (m grants.Match, unclear grants.Kinds) {
 	if caller == nil {
 		return m, grants.AllKinds
 	}
-	m.Module, _ = caller.text("module", "camera")
-	if unit, _ := caller.text("unit", "camera.service"); unit != "" {
+	m.Module, _ = caller.filled("module", "camera")
+	if unit, written := caller.filled("unit", "camera.service"); written {
 		m.Unit = grants.UnitName(unit)
 	}
-	m.Image, _ = caller.text("container_image", "sha256:…")
+	m.Image, _ = caller.filled("container_image", "sha256:…")
 	m.UID, m.User = takeAccount(caller, "uid", "user", uidOf)
 	m.GID, m.Group = takeAccount(caller, "gid", "group", gidOf)
 	caller.finish()
@@ -81,7 +81,7 @@ func takeCaller(t *table) (m grants.Match, unclear grants.Kinds) {
 // takeAccount reads a user or group by its number or its name.
 func takeAccount(caller *table, number, name string, find func(string) (uint32, error)) (*uint32, string) {
 	written, isNumber := caller.whole(number, 0, math.MaxUint32-1)
-	called, isName := caller.text(name, "root")
+	called, isName := caller.filled(name, "root")
 	switch id := uint32(written); {
 	case isName && caller.has(number):
 		caller.addFault(name, "%v", grants.Match{}.Check()) // exactly one
@@ -120,6 +120,7 @@ func takeResource(t *table, r *grants.Rules) {
 	case len(t.faults) == 0:
 		r.Alternates = withAlternates(r.Alternates, uri, alternates)
 	case understood:
+		r.AnyAlternate = r.AnyAlternate || len(t.unknown) > 0 // which may name others
 		r.IdleAlternates = withAlternates(r.IdleAlternates, uri, alternates)
 	default:
 		r.AnyAlternate = true

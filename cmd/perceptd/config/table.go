@@ -150,6 +150,16 @@ func (t *table) text(key, such string) (text string, ok bool) {
 	return "", false
 }
 
+// filled is text for a key whose absence has a meaning of its own: one that is written and empty may have been meant
+// for anything, as where a template's variable was not set.
+func (t *table) filled(key, such string) (text string, ok bool) {
+	if text, ok = t.text(key, such); ok && text == "" {
+		t.addBare(key, "%s is empty: write a value, such as %q, or take the line out", t.named(key), such)
+		return "", false
+	}
+	return text, ok
+}
+
 // texts returns a list of texts as far as it is one; whole is false where it is not all, and where there is none.
 func (t *table) texts(key, such string) (texts []string, whole bool) {
 	wanted := fmt.Sprintf("a list of texts, such as [%q]", such)
