@@ -100,7 +100,8 @@ func testInside(t *testing.T, form string, configure func(modules ...string) str
 		return status == 200
 	})
 	harness.AwaitMessages(t, told, "RELOADING=1\nMONOTONIC_USEC=", "READY=1")
-	if status, body := d.Reload(t, configure()+"[x]\n"); status != 422 || !strings.Contains(body, "unknown key x") {
+	if status, body := d.Reload(t, configure()+"[x]\n"); status != 422 ||
+		!strings.Contains(body, "unknown key x") || !strings.Contains(body, removals) {
 		t.Errorf("a bad configuration: %d %s", status, body)
 	}
 	if status, body := d.Reload(t, configure()+"[tokens]\nsdk_life = \"30m\"\n"); status != 200 ||
