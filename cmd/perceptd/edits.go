@@ -13,12 +13,13 @@ import (
 )
 
 // edits finds out whether the files of the configuration were edited since they were read last. It looks at their
-// names, times and sizes, and reads them only where one of these has changed.
+// names, times and sizes, and has them read, beside whatever else goes on, only where one of these has changed.
 type edits struct {
-	mu    sync.Mutex // protects what follows
-	stamp stamp      // when they were looked at last
-	mark  string     // of what they said when they were read last
-	on    time.Time  // when they were edited since; zero: they were not
+	mu      sync.Mutex // protects what follows, and is not held while files are read
+	stamp   stamp      // when they were looked at last
+	mark    string     // of what they said when they were read last
+	on      time.Time  // when they were edited since; zero: they were not
+	looking bool       // look runs
 }
 
 // stamp is the names, times and sizes of the files, and the latest time.
@@ -64,17 +65,27 @@ func (e *edits) read(found config.Reading, at stamp) {
 	e.stamp, e.mark, e.on = at, markOf(found), time.Time{}
 }
 
-// since returns when the files at path were edited and have not been read since; zero: they were not.
+// since returns when the files at path were edited and have not been read since; zero: they were not. Until what has
+// changed is read it counts as an edit, so that no caller waits for that.
 func (e *edits) since(path string) time.Time {
+	now := stampOf(path)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now := stampOf(path)
-	if now.all == e.stamp.all {
+	if now.all == e.stamp.all || e.looking {
 		return e.on
 	}
-	e.stamp, e.on = now, time.Time{}
-	if markOf(config.Read(path)) != e.mark {
-		e.on = now.latest
-	}
+	e.stamp, e.on, e.looking = now, now.latest, true
+	go e.look(path)
 	return e.on
+}
+
+// look takes back that the files were edited, where they say what they said.
+func (e *edits) look(path string) {
+	mark := markOf(config.Read(path))
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.looking = false
+	if mark == e.mark {
+		e.on = time.Time{}
+	}
 }

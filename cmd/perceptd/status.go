@@ -25,6 +25,7 @@ func (d *daemon) describeNow() api.Status {
 
 // describe is the daemon's own part of the status.
 func (d *daemon) describe() api.Status {
+	edited := d.edits.since(d.flags.config) // which looks at files, so that nothing is held meanwhile
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := api.Status{
@@ -35,7 +36,7 @@ func (d *daemon) describe() api.Status {
 		Config:    d.inForce.describe(d.started),
 		Clock:     api.ClockStatus{By: d.backend.word().By},
 	}
-	s.Config.EditedOn = api.Time(d.edits.since(d.flags.config))
+	s.Config.EditedOn = api.Time(edited)
 	if d.kept == nil {
 		s.Config.NoCopy = "perceptd was started by hand"
 	}

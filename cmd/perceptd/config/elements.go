@@ -178,6 +178,7 @@ func (e *elements) settle() Config {
 			e.Idle = append(e.Idle, Idle{Place: grant.Place, Element: element, Why: grant.Fault})
 		}
 	}
+	e.Idle = named(e.Idle)
 	return e.Config
 }
 

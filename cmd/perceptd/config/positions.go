@@ -13,6 +13,7 @@ import (
 // written is a configuration file that is TOML: what it says, and where each of its keys stands.
 type written struct {
 	name   string
+	values int // how many tables and values it has
 	keys   map[string]any
 	top    []string          // the keys of keys, in the order of the file
 	places map[string]string // path → "FILE:LINE"
@@ -26,7 +27,11 @@ func parse(file File) (*written, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &written{name: file.Path, places: make(map[string]string), tables: make(map[string]int)}
+	values := countValues(text)
+	if values > maxValues {
+		return nil, crowded(file.Path)
+	}
+	w := &written{name: file.Path, values: values, places: make(map[string]string), tables: make(map[string]int)}
 	if err := toml.Unmarshal(text, &w.keys); err != nil {
 		return nil, notTOML(file.Path, text, err)
 	}
@@ -37,6 +42,41 @@ func parse(file File) (*written, error) {
 	}
 	w.locate(text)
 	return w, nil
+}
+
+// maxValues bounds the tables and values of all files together. Some hundred modules have a tenth of that.
+const maxValues = 10_000
+
+func crowded(path string) error {
+	return fmt.Errorf("%s: with it there are more than %d tables and values: take out what the device does not need",
+		path, maxValues)
+}
+
+// countValues counts the tables and values of a file, up to one more than there may be. It comes before the file is
+// read as TOML, which takes a time that is quadratic in them.
+func countValues(text []byte) (n int) {
+	var parser unstable.Parser
+	parser.Reset(text)
+	for n <= maxValues && parser.NextExpression() {
+		n += valuesIn(parser.Expression())
+	}
+	return min(n, maxValues+1)
+}
+
+// valuesIn counts a value or table, and what is in it.
+func valuesIn(node *unstable.Node) int {
+	n := 1
+	switch node.Kind {
+	case unstable.Comment:
+		return 0
+	case unstable.KeyValue:
+		return valuesIn(node.Value())
+	case unstable.Array, unstable.InlineTable:
+		for parts := node.Children(); parts.Next(); {
+			n += valuesIn(parts.Node())
+		}
+	}
+	return n
 }
 
 // locate notes where the tables and values of the file stand.

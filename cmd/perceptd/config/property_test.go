@@ -243,11 +243,11 @@ func TestOneBrokenElement(t *testing.T) {
 		}
 		elements, index := breakOne(t, sound)
 		broken, text, isTOML := configOf(elements)
-		if !isTOML || len(broken.faults) == 0 {
+		if !isTOML || len(broken.faults.all) == 0 {
 			return // the last configuration goes on; or it is another one without a fault
 		}
 		if len(broken.Idle) == 0 || broken.faults.err(true) == nil {
-			t.Fatalf("nothing is idle: %v\n%s", broken.faults, text)
+			t.Fatalf("nothing is idle: %v\n%s", broken.faults.all, text)
 		}
 		now, was := grants.NewAuthorizer(broken.Rules.Rules), grants.NewAuthorizer(whole.Rules.Rules)
 		elsewhere := untouched(sound[index], elements[index])

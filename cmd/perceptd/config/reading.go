@@ -70,6 +70,7 @@ func readTrustedFiles(path string, by *trust, in func(gid uint32, all []grants.G
 		r.Faults = append(r.Faults, err)
 	}
 	r.Unread = unread
+	values := 0
 	for _, file := range append(files, extra...) {
 		text, err := readFile(file, by)
 		if errors.Is(err, errNotThere) && file == path {
@@ -77,7 +78,7 @@ func readTrustedFiles(path string, by *trust, in func(gid uint32, all []grants.G
 			continue
 		}
 		if err == nil {
-			_, err = parse(File{file, text})
+			err = addValues(&values, File{file, text})
 		}
 		if err != nil {
 			r.addFault(err)
@@ -88,6 +89,19 @@ func readTrustedFiles(path string, by *trust, in func(gid uint32, all []grants.G
 	warnings, open := by.settle(r.Config().Rules.Grants, in)
 	r.warnings, r.Faults = warnings, append(r.Faults, open...)
 	return r
+}
+
+// addValues adds to all the tables and values of a file. The error says why it is not TOML, or that they are too many.
+func addValues(all *int, file File) error {
+	w, err := parse(file)
+	if err != nil {
+		return err
+	}
+	if *all+w.values > maxValues {
+		return crowded(file.Path)
+	}
+	*all += w.values
+	return nil
 }
 
 // addFault notes a fault, which a folder gives each file in it.

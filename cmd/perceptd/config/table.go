@@ -19,7 +19,7 @@ type table struct {
 	keys    map[string]any
 	many    bool // there may be several of its kind
 	asked   []string
-	wrong   []string // keys with a fault
+	wrong   map[string]bool // keys with a fault
 	unknown []string
 	faults  []fault
 
@@ -102,8 +102,13 @@ func (t *table) named(key string) string {
 
 // addFault notes a fault of a key; empty: of the table.
 func (t *table) addFault(key, format string, values ...any) {
-	t.faults = append(t.faults, fault{place: t.at(key), text: fmt.Sprintf(format, values...)})
 	t.addWrong(key)
+	switch n := len(t.faults); {
+	case n < maxNamed:
+		t.faults = append(t.faults, fault{place: t.at(key), text: fmt.Sprintf(format, values...)})
+	case n == maxNamed:
+		t.faults = append(t.faults, fault{place: t.at(key), text: "there are further faults: mend these first"})
+	}
 }
 
 // addBare is addFault with a text that does not say of which of several tables it is.
@@ -113,9 +118,10 @@ func (t *table) addBare(key, format string, values ...any) {
 }
 
 func (t *table) addWrong(key string) {
-	if key != "" && !slices.Contains(t.wrong, key) {
-		t.wrong = append(t.wrong, key)
+	if t.wrong == nil {
+		t.wrong = make(map[string]bool)
 	}
+	t.wrong[key] = true
 }
 
 // ask returns a key's value; nil: it has none.
@@ -131,7 +137,7 @@ func (t *table) has(key string) bool { return t.keys[key] != nil }
 
 // isSound reports whether a key is written and has no fault.
 func (t *table) isSound(key string) bool {
-	return t.has(key) && !slices.Contains(t.wrong, key) && !t.misnamed
+	return t.has(key) && !t.wrong[key] && !t.misnamed
 }
 
 func (t *table) addWrongType(key, wanted string, value any) {
