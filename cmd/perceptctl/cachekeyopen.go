@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,8 @@ import (
 const (
 	// openTimeout is how long one try to open the key may take: perceptd waits for the first.
 	openTimeout = 20 * time.Second
+	// endTimeout is how long a try is waited for that is to end.
+	endTimeout = 2 * time.Second
 	// soonestOpening and latestOpening are how far apart tries to open the key are: each pause is twice the one before.
 	soonestOpening, latestOpening = time.Second, 5 * time.Minute
 	// statusNext is what is between cause and mend in the status that systemd shows of the unit.
@@ -54,7 +57,7 @@ func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 	if err := writeAtomically(filepath.Join(folder, "device"), []byte(known), 0o440, -1); err != nil {
 		return needsRoot(err)
 	}
-	sealed, err := os.ReadFile(key.credential())
+	_, err := os.ReadFile(key.credential())
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(key.file); err == nil {
 			return unit.tell("READY=1") // it is in the clear, and perceptd reads it there
@@ -64,8 +67,9 @@ func (a *app) openCacheKey(ctx context.Context, key cacheKey) error {
 		return needsRoot(err)
 	}
 	var secret []byte
+	o := &opening{file: key.credential(), unseal: a.unseal}
 	fault := a.openUntilOpen(ctx, key, folder, unit, func(ctx context.Context) (fault *sealFault) {
-		secret, fault = a.tryToOpen(ctx, sealed)
+		secret, fault = o.try(ctx)
 		return fault
 	})
 	switch {
@@ -143,18 +147,71 @@ func retryOpening(
 	}
 }
 
-// tryToOpen opens the key once.
-func (a *app) tryToOpen(ctx context.Context, sealed []byte) ([]byte, *sealFault) {
+// opening opens the sealed key in a file, one try at a time.
+type opening struct {
+	file   string
+	unseal func(ctx context.Context, sealed []byte) ([]byte, error)
+
+	// under is where the try under way leaves its result. A program that waits for a TPM within the kernel does not end
+	// when it is killed: no other is started beside it.
+	under chan opened
+	of    []byte // what that try opens
+}
+
+// opened is the result of a try.
+type opened struct {
+	secret []byte
+	err    error
+}
+
+// try opens the key once, and takes little longer than openTimeout, whatever the TPM does.
+func (o *opening) try(ctx context.Context) ([]byte, *sealFault) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	secret, err := a.unseal(ctx, sealed)
-	if err != nil {
-		return nil, new(sealFaultOf(err))
+	if o.under == nil {
+		sealed, err := os.ReadFile(o.file) // at each try: it may have been replaced
+		if err != nil {
+			return nil, &sealFault{why: err.Error(), next: "systemctl restart perceptd-cache-key, once it is there"}
+		}
+		under := make(chan opened, 1)
+		o.under, o.of = under, sealed
+		go func() {
+			secret, err := o.unseal(ctx, sealed)
+			under <- opened{secret, err}
+		}()
 	}
-	if _, err := store.KeyOf(secret); err != nil {
+	result, ended := o.await(ctx)
+	if !ended {
+		return nil, new(sealFaultOf(ctx.Err()))
+	}
+	if result.err != nil {
+		return nil, new(sealFaultOf(result.err))
+	}
+	if now, err := os.ReadFile(o.file); err != nil || !bytes.Equal(now, o.of) {
+		clear(result.secret)
+		return nil, &sealFault{why: "the sealed key was replaced while it was opened", next: "wait: it is opened again"}
+	}
+	if _, err := store.KeyOf(result.secret); err != nil {
 		return nil, &sealFault{why: "what was sealed is not a key: " + err.Error(), next: replaceHint, final: true}
 	}
-	return secret, nil
+	return result.secret, nil
+}
+
+// await waits until the try under way has ended, or has been told to for endTimeout.
+func (o *opening) await(ctx context.Context) (result opened, ended bool) {
+	select {
+	case result = <-o.under:
+	case <-ctx.Done():
+		timer := time.NewTimer(endTimeout)
+		defer timer.Stop()
+		select {
+		case result = <-o.under:
+		case <-timer.C:
+			return opened{}, false
+		}
+	}
+	o.under = nil
+	return result, true
 }
 
 // notified is the socket of a service manager that is told how the unit is (sd_notify(3)); empty: there is none.

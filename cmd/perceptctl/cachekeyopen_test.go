@@ -108,3 +108,64 @@ func TestKeyOpensLate(t *testing.T) {
 		t.Errorf("the journal: %s", said)
 	}
 }
+
+// A program that does not end when it is killed, as one that waits for a TPM within the kernel, holds nothing up: a try
+// ends in time, and the next waits for that program and starts no other.
+func TestOpeningThatDoesNotEnd(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "key.cred")
+	harness.Must(t, os.WriteFile(file, []byte("sealed"), 0o600))
+	synctest.Test(t, func(t *testing.T) {
+		calls, release := 0, make(chan struct{})
+		o := &opening{file: file, unseal: func(ctx context.Context, _ []byte) ([]byte, error) {
+			if calls++; calls == 1 {
+				<-release
+				return nil, ctx.Err()
+			}
+			return []byte(strings.Repeat("k", cacheKeySize)), nil
+		}}
+		for range 3 {
+			inTime, cancel := context.WithTimeout(t.Context(), openTimeout+endTimeout+time.Millisecond)
+			if _, fault := o.try(inTime); fault == nil || fault.why != hangs.why || fault.final {
+				t.Errorf("%+v", fault)
+			}
+			if inTime.Err() != nil || calls != 1 {
+				t.Errorf("%v, with %d programs", inTime.Err(), calls)
+			}
+			cancel()
+		}
+		close(release)
+		if _, fault := o.try(t.Context()); fault == nil || calls != 1 {
+			t.Errorf("%+v with %d programs", fault, calls)
+		}
+		if secret, fault := o.try(t.Context()); fault != nil || len(secret) != cacheKeySize || calls != 2 {
+			t.Errorf("%+v with %d programs", fault, calls)
+		}
+	})
+}
+
+// The key that is opened is the one that is there: one that was replaced between tries, or during one, is not put in
+// force.
+func TestReplacedKeyIsOpened(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "key.cred")
+	put := func(sealed string) { harness.Must(t, os.WriteFile(file, []byte(sealed), 0o600)) }
+	put("a")
+	during := func() {}
+	o := &opening{file: file, unseal: func(_ context.Context, sealed []byte) ([]byte, error) {
+		during()
+		return bytes.Repeat(sealed, cacheKeySize), nil
+	}}
+	during = func() { put("b") }
+	if secret, fault := o.try(t.Context()); secret != nil || fault == nil || fault.final {
+		t.Errorf("%q, %+v", secret, fault)
+	}
+	during = func() {}
+	if secret, fault := o.try(t.Context()); fault != nil || secret[0] != 'b' {
+		t.Errorf("%q, %+v", secret, fault)
+	}
+	harness.Must(t, os.Remove(file))
+	if _, fault := o.try(t.Context()); fault == nil || fault.final || !strings.Contains(fault.why, "key.cred") {
+		t.Errorf("%+v", fault)
+	}
+}
