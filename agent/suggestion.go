@@ -23,20 +23,17 @@ func SuggestionOf(s *grants.Suggestion, toCaller bool) *api.Suggestion {
 	if s.AddTo != nil {
 		suggestion.AddTo = &api.GrantPlace{Number: s.AddTo.Index + 1, Place: placeFor(s.AddTo.Place, toCaller)}
 	}
-	var parts []string
+	var parts, commands []string
 	for _, grant := range s.Grants {
 		g := api.NewGrant{Caller: grantCallerOf(grant.Caller), Identity: grant.Identity, Resources: grant.Resources}
 		suggestion.Grants = append(suggestion.Grants, g)
-		parts = append(parts, g.TOML())
+		parts, commands = append(parts, g.TOML()), append(commands, g.Command())
 	}
 	suggestion.TOML = strings.Join(parts, "\n")
 	if len(suggestion.TOML) > maxSuggested {
 		return nil
 	}
-	suggestion.Command = "perceptctl grants add --from-denial"
-	if len(s.Grants) == 1 {
-		suggestion.Command = suggestion.Grants[0].Command()
-	}
+	suggestion.Command = strings.Join(commands, " && sudo ") // people run the first with sudo too
 	return suggestion
 }
 
@@ -66,20 +63,29 @@ func placeFor(place string, toCaller bool) string {
 // grantCallerOf returns whom a grant is for as the configuration names it: users and groups by name, where they have
 // one on this device.
 func grantCallerOf(m grants.Match) api.GrantCaller {
-	c := api.GrantCaller{Module: m.Module, Unit: m.Unit, Image: m.Image, User: m.User, Group: m.Group}
+	c := api.GrantCaller{Module: m.Module, Unit: m.Unit, Image: m.Image}
 	switch {
-	case m.UID != nil && m.User == "":
-		if account, err := user.LookupId(strconv.FormatUint(uint64(*m.UID), 10)); err == nil {
-			c.User = account.Username
-		} else {
-			c.UID = m.UID
+	case m.UID != nil:
+		name := m.User
+		if account, err := user.LookupId(strconv.FormatUint(uint64(*m.UID), 10)); name == "" && err == nil {
+			name = account.Username
 		}
-	case m.GID != nil && m.Group == "":
-		if group, err := user.LookupGroupId(strconv.FormatUint(uint64(*m.GID), 10)); err == nil {
-			c.Group = group.Name
-		} else {
-			c.GID = m.GID
+		c.User, c.UID = nameOrID(name, m.UID)
+	case m.GID != nil:
+		name := m.Group
+		if group, err := user.LookupGroupId(strconv.FormatUint(uint64(*m.GID), 10)); name == "" && err == nil {
+			name = group.Name
 		}
+		c.Group, c.GID = nameOrID(name, m.GID)
 	}
 	return c
+}
+
+// nameOrID returns the name of a user or group, or its ID where it has no name, or one of digits alone: perceptctl
+// takes digits for an ID, which may be that of another.
+func nameOrID(name string, id *uint32) (string, *uint32) {
+	if strings.Trim(name, "0123456789") == "" {
+		return "", id
+	}
+	return name, nil
 }

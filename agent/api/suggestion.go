@@ -25,7 +25,7 @@ type Suggestion struct {
 	// Repeats says that Grants have more than that: what grants of a broader kind allow now, and then no longer.
 	Repeats bool   `json:"repeats,omitempty"`
 	TOML    string `json:"toml"`    // Grants as the configuration has them
-	Command string `json:"command"` // of perceptctl, which writes them
+	Command string `json:"command"` // a call of perceptctl for each, in one line that a shell runs
 }
 
 // Resources returns those of the first grant: the one that was asked for comes first.

@@ -37,7 +37,15 @@ func (a *Authorizer) suggest(caller *Caller, r Request, near *NearMiss) *Suggest
 	if i := slices.IndexFunc(deciding, func(g Ref) bool { return g.Fault != "" }); i >= 0 {
 		return &Suggestion{Why: fmt.Sprintf("%v decides about it and is faulty: %s", deciding[i].base(), mendIt)}
 	}
+	if match.Unit != "" && len(deciding) > 0 && deciding[0].Caller.Subject().kind > byImage {
+		// What grants for its user and groups give a service's process may differ from what others in it have: a grant
+		// for the service would give them that, and take theirs.
+		match = Match{UID: &caller.UID}
+	}
 	identity := a.meant(r, deciding)
+	if near != nil && near.Decides && !r.NamesIdentity() {
+		identity = near.Identity
+	}
 	added := Grant{Caller: match, Identity: identity,
 		Resources: []string{cmp.Or(UnusualSpelling(r.Resource), r.Resource)}}
 	if len(deciding) == 0 {

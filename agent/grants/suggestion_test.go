@@ -37,7 +37,7 @@ func TestSuggestions(t *testing.T) {
 	const other, digest = "https://other.example",
 		"sha256:0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"
 	const repo = "registry.example/cam@" + digest
-	edge, video := uint32(1000), uint32(44)
+	edge, video, eight := uint32(1000), uint32(44), uint32(8)
 	a := grants.NewAuthorizer(grants.Rules{
 		Identities: []grants.Identity{{Name: "device", Default: true}, {Name: "vision", ClientID: someID}},
 		Grants: []grants.Grant{
@@ -47,6 +47,8 @@ func TestSuggestions(t *testing.T) {
 			{Caller: grants.Match{GID: &video, Group: "video"}, Identity: "device", Resources: []string{vault}},
 			{Caller: grants.Match{Image: digest}, Identity: "device", Resources: []string{vault}},
 			{Caller: grants.Match{UID: &edge, User: "edge"}, Identity: "vision", Resources: []string{storage}},
+			{Caller: grants.Match{UID: &eight}, Identity: "device", Resources: []string{vault}},
+			{Caller: grants.Match{UID: &eight}, Identity: "vision", Resources: []string{"https://spelt.example"}},
 		},
 	})
 	asks := func(resource string) grants.Request { return grants.Request{Resource: resource} }
@@ -64,9 +66,14 @@ func TestSuggestions(t *testing.T) {
 			grants.Caller{Unit: "cam.service", UID: 0, Nested: true}, asks(other),
 			"add to grant 1 (config.toml:23); unit cam.service vision " + other},
 		{"a service that its user's grants decide about", grants.Caller{Unit: "other.service", UID: 1000}, asks(other),
-			"unit other.service device " + other + " " + vault + " " + storage + "; unit other.service vision " +
-				storage +
-				"; repeats"},
+			"add to grant 2; user edge (uid 1000) device " + other},
+		{"a service that its user's group's grants decide about", grants.Caller{Unit: "other.service", UID: 7, GID: 44},
+			asks(other), "uid 7 device " + other + " " + vault + "; repeats"},
+		{"a spelling of another identity's grant", grants.Caller{UID: 8, GID: 8}, asks("https://spelt.example/"),
+			"add to grant 7; uid 8 vision https://spelt.example/"},
+		{"the same, of the identity that is named", grants.Caller{UID: 8, GID: 8},
+			grants.Request{Resource: "https://spelt.example/", Identity: "device"},
+			"add to grant 6; uid 8 device https://spelt.example/"},
 		{"a service with no grant", grants.Caller{Unit: "other.service", UID: 0}, asks(other),
 			"unit other.service device " + other},
 		{"a login with grants", grants.Caller{UID: 1000, GID: 1000}, asks(other),
@@ -138,7 +145,7 @@ func TestNoSuggestionBesideAFault(t *testing.T) {
 }
 
 // What is suggested gives the caller what it asked for beside what it has, and gives nothing to a caller of which only
-// the user or group is the same.
+// the user or group is the same. To another user's process in the same service it gives what was asked for at most.
 func TestSuggestionsGrantNoMore(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -174,6 +181,14 @@ func TestSuggestionsGrantNoMore(t *testing.T) {
 		others := []grants.Caller{{UID: caller.UID, GID: caller.GID}, {Unit: "third.service", UID: caller.UID,
 			GID: caller.GID},
 			{Module: "third", UID: caller.UID, GID: caller.GID}}
+		var beside []grants.Caller // of other users in the same service
+		for _, uid := range []uint32{0, 7, 8, 1000} {
+			if caller.Unit != "" && uid != caller.UID {
+				beside = append(beside, grants.Caller{Unit: caller.Unit, UID: uid, GID: uid},
+					grants.Caller{Unit: caller.Unit, UID: uid, GID: 44}, grants.Caller{Unit: caller.Unit, Nested: true})
+			}
+		}
+		suggested := denial.Suggestion.Grants[0].Caller
 		for i := range rules.Identities {
 			identity := &rules.Identities[i]
 			for _, resource := range []string{vault, storage, "https://a.example", "https://b.example"} {
@@ -182,13 +197,48 @@ func TestSuggestionsGrantNoMore(t *testing.T) {
 					t.Fatalf("%v loses %s by %s", caller, resource, suggestionText(denial.Suggestion))
 				}
 				for _, other := range others {
-					ownUser := caller.HasUser() && caller.Unit == "" // then a user's grant is what there is
+					ownUser := suggested.UID != nil // then a user's grant is what there is
 					if !ownUser && after.MayHave(&other, after.Named(identity.Name), resource) &&
 						!before.MayHave(&other, before.Named(identity.Name), resource) {
 						t.Fatalf("%v gains %s by %s", other, resource, suggestionText(denial.Suggestion))
 					}
 				}
+				for _, other := range beside {
+					had := before.MayHave(&other, before.Named(identity.Name), resource)
+					has := after.MayHave(&other, after.Named(identity.Name), resource)
+					if asked := suggested.Unit != "" && resource == r.Resource; has && !had && !asked {
+						t.Fatalf("%v gains %s by %s", other, resource, suggestionText(denial.Suggestion))
+					}
+					if had && !has && suggested.Unit == "" {
+						t.Fatalf("%v loses %s by %s", other, resource, suggestionText(denial.Suggestion))
+					}
+				}
 			}
 		}
 	})
+}
+
+// Two users' cron jobs are in one service: what one of them is denied is suggested for its user.
+func TestSuggestionInAServiceOfSeveralUsers(t *testing.T) {
+	t.Parallel()
+	seven, eight := uint32(7), uint32(8)
+	rules := grants.Rules{
+		Identities: []grants.Identity{{Name: "device", Default: true}, {Name: "vision", ClientID: someID}},
+		Grants: []grants.Grant{
+			{Caller: grants.Match{UID: &seven}, Identity: "device", Resources: []string{vault}},
+			{Caller: grants.Match{UID: &eight}, Identity: "vision", Resources: []string{"https://a.example"}},
+		},
+	}
+	one := grants.Caller{UID: 7, GID: 7, Unit: "cron.service"}
+	other := grants.Caller{UID: 8, GID: 8, Unit: "cron.service"}
+	_, denial := grants.NewAuthorizer(rules).Authorize(&one, grants.Request{Resource: storage})
+	rules.Grants = append(rules.Grants, denial.Suggestion.Grants...)
+	after := grants.NewAuthorizer(rules)
+	if !after.MayHave(&one, after.Named("device"), storage) || !after.MayHave(&one, after.Named("device"), vault) {
+		t.Errorf("%v has not both by %s", one, suggestionText(denial.Suggestion))
+	}
+	if after.MayHave(&other, after.Named("device"), storage) || after.MayHave(&other, after.Named("device"), vault) ||
+		!after.MayHave(&other, after.Named("vision"), "https://a.example") {
+		t.Errorf("%v gains or loses by %s", other, suggestionText(denial.Suggestion))
+	}
 }

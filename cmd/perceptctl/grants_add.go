@@ -179,7 +179,8 @@ func (a *app) namedGrants(ctx context.Context, g *grantAddition) ([]api.NewGrant
 	}
 	grant := api.NewGrant{Caller: named, Identity: g.identity}
 	s := a.screen(a.stdout)
-	repeats := false // what grants of a broader kind allow now
+	repeats := false      // what grants of a broader kind allow now
+	var repeated []string // of that, what the command line names
 	for _, resource := range g.resources {
 		resource = api.FullResource(resource)
 		asked, cancel := a.withTimeout(ctx)
@@ -191,6 +192,9 @@ func (a *app) namedGrants(ctx context.Context, g *grantAddition) ([]api.NewGrant
 		case d.Allowed:
 			if err := a.print(s.Paragraph("", "granted already: "+d.Reason, term.Plain)); err != nil {
 				return nil, err
+			}
+			if g.caller.user != "" && d.Grant != nil && isOfGroup(*d.Grant) {
+				repeated = append(repeated, resource)
 			}
 			continue
 		case d.Code != api.CodeNotGranted:
@@ -207,6 +211,7 @@ func (a *app) namedGrants(ctx context.Context, g *grantAddition) ([]api.NewGrant
 	if len(grant.Resources) == 0 {
 		return nil, nil
 	}
+	grant.Resources = append(grant.Resources, repeated...)
 	if repeats {
 		note := "a grant of a broader kind is for this caller now, and counts no more beside this one: name with " +
 			"--resource what it is to keep, as perceptctl grants check shows it"
@@ -215,6 +220,11 @@ func (a *app) namedGrants(ctx context.Context, g *grantAddition) ([]api.NewGrant
 		}
 	}
 	return []api.NewGrant{grant}, nil
+}
+
+// isOfGroup reports whether a grant is for a group: beside one for a user it does not count for that user.
+func isOfGroup(g api.Grant) bool {
+	return strings.HasPrefix(g.Caller, "group ") || strings.HasPrefix(g.Caller, "gid ")
 }
 
 // grantCaller returns whom the command line names, as the configuration names it.
@@ -327,10 +337,11 @@ func denialIDs(status api.Status) []string {
 
 // grantsFile is the file that grants are added to. Others may add to it as well: one at a time.
 type grantsFile struct {
-	path   string
-	before []byte // nil: there was none
-	folder *os.File
-	made   bool // the folder was not there
+	path    string
+	before  []byte // nil: there was none
+	written []byte
+	folder  *os.File
+	made    bool // the folder was not there
 }
 
 const grantsFileHead = "# Written by perceptctl grants add. perceptctl reload puts in force what is changed by hand.\n"
@@ -357,23 +368,40 @@ func (f *grantsFile) open() error {
 	if err := unix.Access(folder, unix.W_OK); err != nil {
 		return errors.Join(&fs.PathError{Op: "write to", Path: folder, Err: err}, f.folder.Close())
 	}
-	info, err := os.Lstat(f.path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err == nil && !info.Mode().IsRegular():
-		err = fmt.Errorf("%s is not a file of its own: add the grant by hand", f.path)
-	case err == nil:
-		f.before, err = os.ReadFile(f.path)
-	}
-	if err != nil {
+	if f.before, err = f.read(); err != nil {
 		return errors.Join(err, f.folder.Close())
 	}
 	return nil
 }
 
-// write adds text to the file, whole or not at all.
+// read returns what is in the file; nil: there is none.
+func (f *grantsFile) read() ([]byte, error) {
+	info, err := os.Lstat(f.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is not a file of its own: add the grant by hand", f.path)
+	}
+	return os.ReadFile(f.path)
+}
+
+// checkIs refuses a file that an editor, which the lock does not keep off, has written since.
+func (f *grantsFile) checkIs(content []byte) error {
+	now, err := f.read()
+	if err == nil && (!bytes.Equal(now, content) || (now == nil) != (content == nil)) {
+		err = fmt.Errorf("%s was changed meanwhile", f.path)
+	}
+	return err
+}
+
+// write adds text to the file, whole or not at all, and not to another than was read.
 func (f *grantsFile) write(text string) error {
+	if err := f.checkIs(f.before); err != nil {
+		return &hintedError{fmt.Errorf("%w: nothing was written", err), "look at it, and run the command again"}
+	}
 	content := bytes.Clone(f.before)
 	if f.before == nil {
 		content = []byte(grantsFileHead)
@@ -389,15 +417,19 @@ func (f *grantsFile) write(text string) error {
 			return err
 		}
 	}
-	return f.replace(append(content, text...))
+	f.written = append(content, text...)
+	return f.replace(f.written)
 }
 
 // aside is where the file that was there before stays until the other is in force. No file of that name is read.
 func (f *grantsFile) aside() string { return f.path + ".before" }
 
-// undo puts the file that was there before in its place again.
+// undo puts the file that was there before in its place again, and leaves one that was changed since.
 func (f *grantsFile) undo() error {
-	var err error
+	err := f.checkIs(f.written)
+	if err != nil {
+		return err
+	}
 	if f.before != nil {
 		err = os.Rename(f.aside(), f.path)
 	} else {

@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,6 +61,41 @@ func TestGrantsAddMendsADenial(t *testing.T) {
 	again := d.Restart(t)
 	if status, body, err := again.Get(again.Module("vision"), ask); err != nil || status != 200 {
 		t.Errorf("after a restart: %d %v %s", status, err, body)
+	}
+}
+
+// What a 403 prints runs as it stands where the caller's group has two identities: the caller gets what it was denied,
+// and keeps what it had.
+func TestPrintedCommandKeepsBothIdentities(t *testing.T) {
+	t.Parallel()
+	const device, vision = "https://device.example", "https://vision.example"
+	config := harness.SimulatedIdentities
+	for identity, resource := range map[string]string{"device": device, "vision": vision} {
+		config += fmt.Sprintf("\n[[grant]]\ncaller = { gid = %d }\nidentity = %q\nresources = [%q]\n",
+			os.Getgid(), identity, resource)
+	}
+	d := harness.LaunchDaemon(t, config)
+	const other = "https://other.example"
+	status, body, err := d.Get(d.Token(), api.PathToken+"?resource="+other)
+	var problem api.Problem
+	if err := errors.Join(err, json.Unmarshal([]byte(body), &problem)); err != nil || status != 403 ||
+		problem.Suggestion == nil {
+		t.Fatalf("%d %v %s", status, err, body)
+	}
+	commands := strings.Split(problem.Suggestion.Command, " && sudo ")
+	if len(commands) != 2 {
+		t.Fatal(problem.Suggestion.Command)
+	}
+	for _, command := range commands {
+		args := append(strings.Fields(command)[1:], "--config", d.Config)
+		if said, status := toolWith(t, d, "y\n", args...); status != 0 {
+			t.Fatalf("%s: %d %s", command, status, said)
+		}
+	}
+	for _, resource := range []string{other, device, vision} {
+		if status, body, err := d.Get(d.Token(), api.PathToken+"?resource="+resource); err != nil || status != 200 {
+			t.Errorf("%s: %d %v %s", resource, status, err, body)
+		}
 	}
 }
 
