@@ -50,6 +50,15 @@ func TestSystemConfig(t *testing.T) {
 		m.goesOn(t, "chmod 644 "+grantsFile)
 		m.must(t, "chmod", "0644", grantsFile)
 	})
+	t.Run("a file that has lost what it said", func(t *testing.T) {
+		for _, emptied := range []string{grantsFile, mainFile} {
+			m.must(t, "cp", "-a", emptied, "/root/whole.toml")
+			m.must(t, "truncate", "-s", "0", emptied)
+			m.must(t, "systemctl", "restart", "perceptd")
+			m.goesOn(t, emptied+": nothing is in it")
+			m.must(t, "cp", "-a", "/root/whole.toml", emptied)
+		}
+	})
 	t.Run("a refused reload says what a restart would do", func(t *testing.T) {
 		m.write(t, grantsFile, moduleVision+grantForEdge+"[[grant\n")
 		out, err := m.run(t, "perceptctl", "reload")

@@ -3,8 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -69,6 +67,9 @@ func (d *daemon) readFiles() config.Reading {
 	at := stampOf(d.flags.config) // before: what is edited meanwhile counts as edited
 	found := config.Read(d.flags.config)
 	d.edits.read(found, at)
+	if last, _, _, err := d.last(); err == nil {
+		return found.After(last)
+	}
 	return found
 }
 
@@ -103,7 +104,7 @@ func (d *daemon) gone() (all []string) {
 		return nil // it is the first start, or note says it
 	}
 	for _, path := range record.Files {
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		if config.IsGone(path) {
 			all = append(all, path)
 		}
 	}

@@ -167,7 +167,8 @@ func TestConfigFaults(t *testing.T) {
 			`config.toml:2: [loopback] has no address: write address = "127.0.0.1:40380"`},
 		{"unknown key of loopback", "[loopback]\nport = 1\n",
 			"config.toml:2: unknown key loopback.port: [loopback] has address"},
-		{"empty", "", "config.toml: no [[identity]] is configured"},
+		{"empty", "", "config.toml: nothing is in it, as after a power cut"},
+		{"no identity", "[callers]\n", "config.toml: no [[identity]] is configured"},
 	} {
 		path := harness.WriteConfig(t, map[string]string{"config.toml": row.text})
 		_, err := Load(path)

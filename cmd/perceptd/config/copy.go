@@ -65,6 +65,8 @@ func (k Kept) Keep(r Reading, sum string) (written bool, err error) {
 		return false, fmt.Errorf("the files are not those in force: %w", errors.Join(r.Faults...))
 	case Sum(r.Files) != sum:
 		return false, errors.New("the files are not those in force: perceptctl reload puts them in force")
+	case r.saysNothing():
+		return false, nil
 	}
 	text, err := json.Marshal(lastCopy{Machine: machine, Path: r.path, SHA256: sum, Files: r.Files})
 	if err != nil || len(text) > maxCopy {
@@ -121,6 +123,9 @@ func replaceFile(path string, text []byte) error {
 // left out, since to take a file away is a decision, and so are those of before, which were taken away earlier. It
 // returns the paths of those that are left out.
 func (k Kept) Last(path, sum string, before []string) (r Reading, gone []string, err error) {
+	if sum == Sum(nil) {
+		return r, nil, errors.New("none was in force last, since there was no file")
+	}
 	by := &trust{self: k.owner, guards: "which configuration goes on"}
 	text, _, err := readTrusted(filepath.Join(k.Folder, copyName), maxCopy, by)
 	if err == nil && len(by.shared) > 0 {
@@ -149,7 +154,7 @@ func (k Kept) Last(path, sum string, before []string) (r Reading, gone []string,
 	}
 	r.path = path
 	for _, file := range last.Files {
-		if _, err := os.Lstat(file.Path); errors.Is(err, fs.ErrNotExist) || slices.Contains(before, file.Path) {
+		if IsGone(file.Path) || slices.Contains(before, file.Path) {
 			gone = append(gone, file.Path)
 			continue
 		}

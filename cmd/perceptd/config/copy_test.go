@@ -138,7 +138,7 @@ func TestCopyIsWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Files[0].Text = []byte("# others\n")
+	r.Files[0].Text = []byte("[[identity]]\nname = \"others\"\n")
 	if _, err := k.Keep(r, Sum(r.Files)); err != nil {
 		t.Fatal(err)
 	}
@@ -155,6 +155,66 @@ func TestCopyIsWhole(t *testing.T) {
 	}
 	if _, _, err := k.Last(path, sum, nil); err == nil {
 		t.Error("a changed copy goes on")
+	}
+}
+
+// A configuration that says nothing is kept in the place of none: neither that of no files nor that of comments alone.
+func TestCopyStays(t *testing.T) {
+	t.Parallel()
+	k := kept(t, "a")
+	path, extra, r := onDisk(t)
+	sum := Sum(r.Files)
+	if _, err := k.Keep(r, sum); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	for _, files := range []int{1, 0} {
+		r := Read(path)
+		if written, err := k.Keep(r, Sum(r.Files)); written || err != nil || len(r.Files) != files || !r.Missing {
+			t.Errorf("%+v: %v %v", r, written, err)
+		}
+		if last, _, err := k.Last(path, sum, nil); err != nil {
+			t.Errorf("the copy is not that of before: %+v %v", last, err)
+		}
+		_ = os.Remove(extra)
+	}
+	_, _, err := k.Last(path, Sum(nil), nil)
+	if err == nil || !strings.Contains(err.Error(), "none was in force last") {
+		t.Errorf("after none: %v", err)
+	}
+}
+
+// A link on the way to the files that leads nowhere, as before a partition is mounted, is a fault, and takes no file of
+// the last configuration away.
+func TestLinkedFolderIsNotMounted(t *testing.T) {
+	t.Parallel()
+	k := kept(t, "a")
+	at, _, _ := onDisk(t)
+	folder := filepath.Join(t.TempDir(), "percept")
+	if err := os.Symlink(filepath.Dir(at), folder); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(folder, "config.toml")
+	r := Read(path)
+	sum := Sum(r.Files)
+	if _, err := k.Keep(r, sum); err != nil || len(r.Files) != 2 {
+		t.Fatal(r, err)
+	}
+	if err := os.Rename(filepath.Dir(at), filepath.Dir(at)+".away"); err != nil {
+		t.Fatal(err)
+	}
+	away := Read(path)
+	if away.Missing || len(away.Faults) != 1 ||
+		!strings.Contains(away.Faults[0].Error(), folder+": a link to nothing") {
+		t.Errorf("%+v", away)
+	}
+	if _, err := k.Keep(away, Sum(away.Files)); err == nil {
+		t.Error("the copy was replaced")
+	}
+	if last, gone, err := k.Last(path, sum, nil); err != nil || len(gone) > 0 || len(last.Files) != 2 {
+		t.Errorf("%+v %q %v", last, gone, err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -86,6 +87,10 @@ func readTrustedFiles(path string, by *trust, in func(gid uint32, all []grants.G
 		}
 		r.Files = append(r.Files, File{file, text})
 	}
+	if main := slices.IndexFunc(r.Files, func(file File) bool { return file.Path == path }); main >= 0 &&
+		(r.saysNothing() || isBlank(r.Files[main].Text)) {
+		r.addEmptied(path)
+	}
 	warnings, open := by.settle(r.Config().Rules.Grants, in)
 	r.warnings, r.Faults = warnings, append(r.Faults, open...)
 	return r
@@ -102,6 +107,35 @@ func addValues(all *int, file File) error {
 	}
 	*all += w.values
 	return nil
+}
+
+// isBlank reports whether a file has neither a value nor a comment.
+func isBlank(text []byte) bool { return len(bytes.TrimSpace(text)) == 0 }
+
+// saysNothing reports whether no file of r has a table or value.
+func (r Reading) saysNothing() bool {
+	return !slices.ContainsFunc(r.Files, func(file File) bool {
+		text, err := plainText(file)
+		return err != nil || countValues(text) > 0
+	})
+}
+
+// addEmptied takes a file that has lost what it said out of those that count.
+func (r *Reading) addEmptied(path string) {
+	r.Files = slices.DeleteFunc(r.Files, func(file File) bool { return file.Path == path })
+	r.addFault(fmt.Errorf("%s: nothing is in it, as after a power cut while it was saved: write it anew, or remove it",
+		path))
+}
+
+// After returns r with a fault for each file that has nothing in it, and had in the configuration last in force.
+func (r Reading) After(last Reading) Reading {
+	for _, before := range last.Files {
+		isEmptied := func(file File) bool { return file.Path == before.Path && isBlank(file.Text) }
+		if !isBlank(before.Text) && slices.ContainsFunc(r.Files, isEmptied) {
+			r.addEmptied(before.Path)
+		}
+	}
+	return r
 }
 
 // addFault notes a fault, which a folder gives each file in it.
@@ -195,11 +229,28 @@ func readFile(path string, by *trust) ([]byte, error) {
 	return text, err
 }
 
-// dangling says that what is at path, which leads nowhere, is a link; nil: it is not one.
+// dangling names the link at path, or on the way to it, that leads nowhere; nil: there is none.
 func dangling(path string) error {
-	target, err := os.Readlink(path)
-	if err != nil {
-		return nil
+	for {
+		target, err := os.Readlink(path)
+		if err == nil {
+			_, err = os.Stat(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%s: a link to nothing, since %s is not there: put it there, or remove the link",
+					path, target)
+			}
+		}
+		folder := filepath.Dir(path)
+		if folder == path {
+			return nil
+		}
+		path = folder
 	}
-	return fmt.Errorf("%s: a link to nothing, since %s is not there: put it there, or remove the link", path, target)
+}
+
+// IsGone reports whether a file was taken away. Below a link that leads nowhere, as where a partition is not mounted,
+// that is not known.
+func IsGone(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist) && dangling(path) == nil
 }

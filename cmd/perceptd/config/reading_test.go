@@ -61,3 +61,41 @@ func TestMissingMainFile(t *testing.T) {
 		t.Errorf("a link to nothing: %+v", r)
 	}
 }
+
+// A main file with nothing in it, as a power cut leaves it, is a fault, and so is one of comments where nothing else is
+// said, and a file of config.d that has lost what it said in the last configuration.
+func TestEmptiedFiles(t *testing.T) {
+	t.Parallel()
+	const main, extra = "config.toml", "config.d/10.toml"
+	for name, row := range map[string]struct {
+		files map[string]string
+		last  string // what extra said
+		fault string // the file with it; empty: there is none
+	}{
+		"nothing":           {map[string]string{main: ""}, "", main},
+		"blank":             {map[string]string{main: " \r\n\n", extra: harness.GoodConfig}, harness.GoodConfig, main},
+		"comments":          {map[string]string{main: "# x\n", extra: "# y\n"}, "# y\n", main},
+		"comments and more": {map[string]string{main: "# x\n", extra: harness.GoodConfig}, harness.GoodConfig, ""},
+		"lost":              {map[string]string{main: harness.GoodConfig, extra: "\n"}, "# y\n", extra},
+		"empty before":      {map[string]string{main: harness.GoodConfig, extra: ""}, "", ""},
+		"not there before":  {map[string]string{main: harness.GoodConfig, extra: ""}, "-", ""},
+	} {
+		path := harness.WriteConfig(t, row.files)
+		folder := filepath.Dir(path)
+		last := Reading{Files: []File{{filepath.Join(folder, extra), []byte(row.last)}}}
+		if row.last == "-" {
+			last.Files = nil
+		}
+		r := Read(path).After(last)
+		if row.fault == "" {
+			if len(r.Faults) > 0 || len(r.Files) != len(row.files) {
+				t.Errorf("%s: %+v", name, r)
+			}
+			continue
+		}
+		want := filepath.Join(folder, row.fault) + ": nothing is in it"
+		if len(r.Faults) != 1 || !strings.HasPrefix(r.Faults[0].Error(), want) || len(r.Files) != len(row.files)-1 {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
