@@ -9,11 +9,14 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"perceptd/cmd/perceptd/config"
 )
 
 // edits finds out whether the files of the configuration were edited since they were read last. It looks at their
-// names, times and sizes, and has them read, beside whatever else goes on, only where one of these has changed.
+// names, times, sizes, modes and owners, and has them read, beside whatever else goes on, only where one of these has
+// changed.
 type edits struct {
 	mu      sync.Mutex // protects what follows, and is not held while files are read
 	stamp   stamp      // when they were looked at last
@@ -22,7 +25,8 @@ type edits struct {
 	looking bool       // look runs
 }
 
-// stamp is the names, times and sizes of the files, and the latest time.
+// stamp is the names, times, sizes, modes and owners of the files and of the folders that they are in, and the latest
+// time of the files.
 type stamp struct {
 	all    string
 	latest time.Time
@@ -39,14 +43,24 @@ func stampOf(path string) stamp {
 		names = append(names, filepath.Join(folder, entry.Name()))
 	}
 	for _, name := range names {
-		info, err := os.Stat(name)
-		if err != nil {
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
 			fmt.Fprintln(&all, name, err)
 			continue
 		}
-		fmt.Fprintln(&all, name, info.ModTime().UnixNano(), info.Size(), info.Mode())
-		if info.ModTime().After(s.latest) {
-			s.latest = info.ModTime()
+		fmt.Fprintln(&all, name, st.Mtim, st.Ctim, st.Size, st.Mode, st.Uid, st.Gid)
+		for _, at := range []unix.Timespec{st.Mtim, st.Ctim} {
+			if changed := time.Unix(at.Unix()); changed.After(s.latest) {
+				s.latest = changed
+			}
+		}
+	}
+	for above := filepath.Dir(path); ; above = filepath.Dir(above) {
+		var st unix.Stat_t
+		err := unix.Stat(above, &st)
+		fmt.Fprintln(&all, above, err, st.Mode, st.Uid, st.Gid) // other files may have changed its times
+		if above == filepath.Dir(above) {
+			break
 		}
 	}
 	s.all = all.String()
@@ -66,15 +80,20 @@ func (e *edits) read(found config.Reading, at stamp) {
 }
 
 // since returns when the files at path were edited and have not been read since; zero: they were not. Until what has
-// changed is read it counts as an edit, so that no caller waits for that.
-func (e *edits) since(path string) time.Time {
-	now := stampOf(path)
+// changed is read it counts as an edit, so that no caller waits for that. Where no file says when, as of one that was
+// removed, it is now, which is when that is noticed.
+func (e *edits) since(path string, now time.Time) time.Time {
+	at := stampOf(path)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if now.all == e.stamp.all || e.looking {
+	if at.all == e.stamp.all || e.looking {
 		return e.on
 	}
-	e.stamp, e.on, e.looking = now, now.latest, true
+	e.on = now
+	if at.latest.After(e.stamp.latest) {
+		e.on = at.latest
+	}
+	e.stamp, e.looking = at, true
 	go e.look(path)
 	return e.on
 }

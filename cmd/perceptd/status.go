@@ -25,7 +25,7 @@ func (d *daemon) describeNow() api.Status {
 
 // describe is the daemon's own part of the status.
 func (d *daemon) describe() api.Status {
-	edited := d.edits.since(d.flags.config) // which looks at files, so that nothing is held meanwhile
+	edited := d.edits.since(d.flags.config, d.backend.clock.Wall()) // looks at files: nothing is held meanwhile
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := api.Status{
