@@ -103,6 +103,7 @@ type access struct {
 // denialKey identifies the denials that count as repeats of one.
 type denialKey struct {
 	access
+	processUID uint32 // services, containers and modules may have processes of several users
 	unattested bool
 }
 
@@ -181,7 +182,7 @@ func (a *audit) refused(rules *ruleset, caller *grants.Caller, r grants.Request,
 func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request, refusal *Error) {
 	r.Resource = grants.TrimScope(r.Resource)
 	asked := r.IdentityText()
-	key := denialKey{access: access{auditKeyOf(caller), asked, r.Resource}}
+	key := denialKey{access: access{auditKeyOf(caller), asked, r.Resource}, processUID: caller.UID}
 	message, reason := MessageDenied, func() string { return rules.WhyNot(caller, r) }
 	switch refusal.Code {
 	case api.CodeDenied:
@@ -203,7 +204,7 @@ func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request, 
 
 // unattested records that a caller could not be attested.
 func (a *audit) unattested(caller *grants.Caller, why error) {
-	key := denialKey{access: access{auditKey: auditKeyOf(caller)}, unattested: true}
+	key := denialKey{access: access{auditKey: auditKeyOf(caller)}, processUID: caller.UID, unattested: true}
 	a.mu.Lock()
 	text, skipped, write := a.recordDenialLocked(key, caller, grants.Request{}, api.CodeUnknownCaller, why.Error)
 	a.mu.Unlock()

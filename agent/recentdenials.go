@@ -23,12 +23,12 @@ func (a *Agent) recentDenials(rules *ruleset) []api.Denial {
 }
 
 // DenialsOf returns the latest denials of a caller that the grants in force deny still, the latest first, as the caller
-// may know them.
+// may know them: not those of other users' processes in the same service, container or module.
 func (a *Agent) DenialsOf(caller grants.Caller) []api.Denial {
 	rules, key := a.rules.Load(), auditKeyOf(&caller)
 	var all []api.Denial
 	for _, entry := range a.audit.recentDenials() {
-		if entry.auditKey != key || entry.Code != api.CodeNotGranted {
+		if entry.auditKey != key || entry.processUID != caller.UID || entry.Code != api.CodeNotGranted {
 			continue
 		}
 		_, refusal := rules.Authorize(&caller, entry.request)
