@@ -174,7 +174,8 @@ func TestIdentityNotFound(t *testing.T) {
 			{grants.Request{ObjectID: "device"},
 				has + `object_id "device": that is the name of one, and not its object ID`},
 			{grants.Request{ResourceID: "x\n"}, has + `resource_id "x\n"`},
-			{grants.Request{Identity: strings.Repeat("x", 1000)}, has + `name "` + strings.Repeat("x", 100) + `"…`},
+			{grants.Request{Identity: strings.Repeat("x", 1000)},
+				has + `name "` + strings.Repeat("x", 150) + `"…"` + strings.Repeat("x", 150) + `"`},
 		} {
 			row.ask.Resource = vault
 			_, err := a.Token(t.Context(), grants.Caller{Module: "vision", PID: 1}, agent.Request{Request: row.ask})

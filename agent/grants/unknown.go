@@ -6,13 +6,16 @@ import (
 	"strings"
 )
 
-// maxRepeated is how many characters of a caller's own an answer repeats.
-const maxRepeated = 100
+// maxRepeated is how many characters of a caller's own an answer repeats: all of a user-assigned identity's resource
+// ID.
+const maxRepeated = 300
 
-// Quoted repeats what a caller sent, with its escapes visible, as far as people read.
+// Quoted repeats what a caller sent, with its escapes visible, as far as people read. Of what is longer it repeats both
+// ends: a resource ID has the name at its end.
 func Quoted(text string) string {
 	if runes := []rune(text); len(runes) > maxRepeated {
-		return fmt.Sprintf("%q…", string(runes[:maxRepeated]))
+		const half = maxRepeated / 2
+		return fmt.Sprintf("%q…%q", string(runes[:half]), string(runes[len(runes)-half:]))
 	}
 	return fmt.Sprintf("%q", text)
 }
@@ -43,11 +46,13 @@ func (i *Identity) recognise(field, text string) string {
 		{"object_id", "the object ID", i.ObjectID}, {"resource_id", "the resource ID", i.ResourceID},
 	} {
 		switch {
-		case id.value == "" || !strings.EqualFold(id.value, text):
+		case id.value == "" || !strings.EqualFold(strings.Trim(id.value, "/"), strings.Trim(text, "/")):
 		case id.field != field:
 			return fmt.Sprintf("%s of one, and not its %s", id.what, strings.ReplaceAll(field, "_id", " ID"))
 		case field == "name" && id.value != text:
 			return "the name of one in other letters"
+		case strings.HasPrefix(id.value, "/") && !strings.EqualFold(id.value, text):
+			return id.what + " of one with other slashes around it"
 		default:
 			return id.what + " of one with other characters around it"
 		}

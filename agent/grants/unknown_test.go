@@ -27,6 +27,8 @@ func edgeIdentities() *grants.Authorizer {
 // it adds are IDs of identities that the caller may name.
 func TestUnknownIdentities(t *testing.T) {
 	t.Parallel()
+	const longARM = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/r/providers/" +
+		"Microsoft.ManagedIdentity/userAssignedIdentities/vison"
 	const has = "Identity not found: no [[identity]] of the configuration has the "
 	for _, row := range []struct {
 		ask  grants.Request
@@ -57,7 +59,13 @@ func TestUnknownIdentities(t *testing.T) {
 		{grants.Request{ClientID: someID + "\n"}, `client_id "` + someID +
 			`\n": that is the client ID of one with other characters around it, which is ` + someID},
 		{grants.Request{ClientID: "a\x00\x1b[31m"}, `client_id "a\x00\x1b[31m"`},
-		{grants.Request{ClientID: strings.Repeat("é", 200)}, `client_id "` + strings.Repeat("é", 100) + `"…`},
+		{grants.Request{ResourceID: someARM[1:], Parameter: "msi_res_id"}, `msi_res_id "` + someARM[1:] +
+			`": that is the resource ID of one with other slashes around it, which is ` + someARM},
+		{grants.Request{ResourceID: someARM + "/"}, `resource_id "` + someARM +
+			`/": that is the resource ID of one with other slashes around it, which is ` + someARM},
+		{grants.Request{ResourceID: longARM}, `resource_id "` + longARM + `"`},
+		{grants.Request{ClientID: strings.Repeat("é", 200) + strings.Repeat("à", 200)}, `client_id "` +
+			strings.Repeat("é", 150) + `"…"` + strings.Repeat("à", 150) + `"`},
 	} {
 		row.ask.Resource = vault
 		_, denial := edgeIdentities().Authorize(&camera, row.ask)

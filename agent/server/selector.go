@@ -39,6 +39,10 @@ func checkSlip(p parameter, minVersion string) *apiError {
 var plainSelectors = map[string]string{
 	"clientid": "client_id", "client": "client_id", "appid": "client_id", "applicationid": "client_id",
 	"identity": "client_id", "identityid": "client_id", "identityclientid": "client_id",
+	"identities": "client_id", "identityname": "client_id", "id": "client_id", "name": "client_id",
+	"uami": "client_id", "uamiid": "client_id", "uamiclientid": "client_id",
+	"userassignedidentity": "client_id", "userassignedidentityid": "client_id",
+	"userassignedidentityclientid": "client_id", "managedidentity": "client_id", "managedidentityid": "client_id",
 	"managedidentityclientid": "client_id", "msiclientid": "client_id", "miclientid": "client_id",
 	"objectid": "object_id", "identityobjectid": "object_id", "msiobjectid": "object_id", "oid": "object_id",
 	"principalid": "principal_id", "identityprincipalid": "principal_id",
@@ -49,7 +53,7 @@ var plainSelectors = map[string]string{
 
 // slippery are the names in plainSelectors that one wrong letter does not make another word of.
 var slippery = [...]string{"clientid", "objectid", "principalid", "msiresid", "miresid", "resourceid", "msiresourceid",
-	"miresourceid"}
+	"miresourceid", "identity", "userassignedidentity", "managedidentity"}
 
 // selectorMeant returns the selector that a parameter of another name was meant for; empty: it was meant for none.
 func selectorMeant(name string) string {

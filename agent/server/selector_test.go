@@ -13,6 +13,8 @@ func TestSelectorsOneSlipAway(t *testing.T) {
 		"clientId": "client_id", "client-id": "client_id", "CLIENT_ID": "client_id", "Client_Id": "client_id",
 		"clientid": "client_id", "cliend_id": "client_id", "client_di": "client_id", "clint_id": "client_id",
 		"client_idd": "client_id", "appId": "client_id", "identity": "client_id", "client_id ": "client_id",
+		"identty": "client_id", "identities": "client_id", "id": "client_id", "name": "client_id", "uami": "client_id",
+		"user_assigned_identity": "client_id", "userAssignedIdentty": "client_id", "managed_identity": "client_id",
 		"objectid": "object_id", "objectId": "object_id", "object-id": "object_id", "objekt_id": "object_id",
 		"principalId": "principal_id", "principalid": "principal_id", "pricipal_id": "principal_id",
 		"resource_id": "msi_res_id", "resourceId": "msi_res_id", "msiResId": "msi_res_id", "msi_resid": "msi_res_id",
@@ -22,7 +24,7 @@ func TestSelectorsOneSlipAway(t *testing.T) {
 		// What clients send beside a selector, and names that mean nothing here.
 		"client_id": "", "mi_res_id": "", "resource": "", "api-version": "", "bypass_cache": "", "xms_cc": "",
 		"token_sha256_to_refresh": "", "tenant_id": "", "authority": "", "scope": "", "client_info": "",
-		"x-client-SKU": "", "client-request-id": "", "secret": "", "id": "", "": "", "principal": "",
+		"x-client-SKU": "", "client-request-id": "", "secret": "", "": "", "principal": "",
 		strings.Repeat("clientid", 1000): "",
 	} {
 		if got := selectorMeant(name); got != want {
@@ -42,6 +44,14 @@ func TestSlipsGetNoToken(t *testing.T) {
 		{imdsVault + "&resource_id=/subscriptions/x", "send msi_res_id,"},
 		{app + "&resource_id=/subscriptions/x", "send mi_res_id,"},
 		{app + "&identity=vision", "send client_id,"},
+		{imdsVault + "&identty=vision", "send client_id,"},
+		{app + "&identities=vision", "send client_id,"},
+		{imdsVault + "&id=vision", "send client_id,"},
+		{app + "&name=vision", "send client_id,"},
+		{imdsVault + "&uami=vision", "send client_id,"},
+		{imdsVault + "&user_assigned_identity=vision", "send client_id,"},
+		{app + "&userAssignedIdentty=vision", "send client_id,"},
+		{app + "&managed_identity=vision", "send client_id,"},
 		{imdsVault + "&client_id=" + visionID + "&ClientID=" + visionID, "send client_id,"},
 		{imdsVault + "&client%0aid=x", `query parameter \"client\\nid\" is not known here: send client_id,`},
 		{v1Vault + "&client_id=" + visionID, "wait are; the identity is named as the configuration does"},
