@@ -186,9 +186,9 @@ func (a *audit) denied(rules *ruleset, caller *grants.Caller, r grants.Request, 
 	message, reason := MessageDenied, func() string { return rules.WhyNot(caller, r) }
 	switch refusal.Code {
 	case api.CodeDenied:
-		message, reason = MessageDeniedByRule, func() string { return refusal.rule }
+		message, reason = MessageDeniedByRule, func() string { return refusal.forAudit }
 	case api.CodeFaultyGrant:
-		reason = refusal.Error
+		reason = func() string { return cmp.Or(refusal.forAudit, refusal.Detail) }
 	}
 	a.mu.Lock()
 	a.forgetGrantsLocked(rules, caller, r)

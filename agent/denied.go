@@ -21,7 +21,7 @@ func deniedError(rule *deny.Rule, caller *grants.Caller, identity *grants.Identi
 			"token socket it is known", unknown)
 	}
 	return &Error{
-		Code: api.CodeDenied, rule: fmt.Sprintf("deny rule %s: %s", rule.ID, why),
+		Code: api.CodeDenied, forAudit: fmt.Sprintf("deny rule %s: %s", rule.ID, why),
 		Detail: fmt.Sprintf(
 			"a deny rule takes tokens of identity %q for %s away from %v, whatever the grants allow: %s; %s",
 			identity.Name, resource, *caller, why, liftedHow(*rule)),

@@ -23,7 +23,9 @@ type Error struct {
 	NearMiss   *grants.NearMiss
 	Suggestion *grants.Suggestion
 
-	rule string // the deny rule that takes the token away, for the audit; with CodeDenied
+	// forAudit is the deny rule that takes the token away, with CodeDenied, or what is not for every caller, with
+	// CodeFaultyGrant.
+	forAudit string
 
 	// Stopping says, with CodeUnreachable, that the daemon is going down, or that the identity was just removed.
 	Stopping bool

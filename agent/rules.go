@@ -142,7 +142,7 @@ func refusalOf(denial *grants.Denial) *Error {
 	}
 	return &Error{
 		Code: codeOfDenial[denial.Err], Detail: denial.Detail, Choices: denial.Choices, Granted: denial.Granted,
-		NearMiss: denial.NearMiss, Suggestion: denial.Suggestion,
+		NearMiss: denial.NearMiss, Suggestion: denial.Suggestion, forAudit: denial.ForAdministrator,
 	}
 }
 

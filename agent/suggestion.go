@@ -2,7 +2,6 @@ package agent
 
 import (
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -54,8 +53,8 @@ func NearMissOf(n *grants.NearMiss, toCaller bool) *api.NearMiss {
 }
 
 func placeFor(place string, toCaller bool) string {
-	if toCaller && place != "" {
-		return filepath.Base(place)
+	if toCaller {
+		return grants.WithoutFolder(place)
 	}
 	return place
 }

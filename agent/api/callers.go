@@ -58,7 +58,7 @@ type Loopback struct {
 // Grant is a grant in force.
 type Grant struct {
 	Number    int      `json:"number"`          // from 1, in the order of the configuration
-	Place     string   `json:"place,omitempty"` // file and line; on a token socket only where there is a Fault
+	Place     string   `json:"place,omitempty"` // file and line; for callers of a faulty one alone, without the folder
 	Caller    string   `json:"caller"`          // whom it is for, in words
 	Identity  string   `json:"identity"`
 	Resources []string `json:"resources"`

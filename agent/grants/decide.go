@@ -1,6 +1,7 @@
 package grants
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -32,6 +33,10 @@ type Denial struct {
 	Err     error    // ErrBadResource, ErrUnknownIdentity, ErrAmbiguousIdentity, ErrNotGranted or ErrFaulty
 	Detail  string   // fit for the caller's eyes; says what to do next
 	Choices []string // identities to name, with ErrUnknownIdentity and ErrAmbiguousIdentity
+
+	// ForAdministrator is Detail with what is not for every caller: folders, and the fault of a grant that may be for
+	// others. Empty: it is the same.
+	ForAdministrator string
 
 	// Granted are these identities, in the same order.
 	Granted []*Identity
@@ -212,7 +217,7 @@ func (a *Authorizer) Decide(caller *Caller, r Request) Decision {
 	d := Decision{Evaluations: a.evaluations(caller, r)}
 	one, denial := a.Authorize(caller, r)
 	if denial != nil {
-		d.Denial, d.Reason = denial, denial.Detail
+		d.Denial, d.Reason = denial, cmp.Or(denial.ForAdministrator, denial.Detail)
 		if denial.Err == ErrNotGranted {
 			d.NearMiss = a.nearMiss(caller, r, true)
 			d.Reason = whyNot(caller, r, d.Evaluations, d.NearMiss)

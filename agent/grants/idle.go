@@ -75,8 +75,20 @@ func idleGrant(grant *Ref, caller *Caller) *Denial {
 	if grant.Unclear != 0 {
 		decides = "may be for"
 	}
-	return &Denial{Err: ErrFaulty, Detail: fmt.Sprintf("%v %s %v, is faulty and gives nothing: %s; %s",
-		grant, decides, *caller, grant.Fault, mendIt)}
+	says := func(grant, fault string) string {
+		return fmt.Sprintf("%s %s %v, is faulty and gives nothing%s; %s", grant, decides, *caller, fault, mendIt)
+	}
+	return &Denial{Err: ErrFaulty, Detail: says(grant.base(), grant.faultForCaller()),
+		ForAdministrator: says(grant.String(), ": "+grant.Fault)}
+}
+
+// faultForCaller is the fault in a part of a sentence; or "" if it is not known that the grant is for the caller, since
+// the fault may say whom it is for.
+func (g *Grant) faultForCaller() string {
+	if g.Unclear != 0 {
+		return ""
+	}
+	return ": " + g.Fault
 }
 
 // unclearIdentity denies a request that names no identity, since an idle grant may be for another one than granted.
@@ -84,8 +96,10 @@ func unclearIdentity(grant *Ref, caller *Caller, granted []GrantedIdentity) *Den
 	denial := idleGrant(grant, caller)
 	denial.Granted = identitiesOf(granted)
 	denial.Choices = namesOf(denial.Granted)
-	denial.Detail += fmt.Sprintf("; it may be for another identity than %q: a request that names that is answered",
+	more := fmt.Sprintf("; it may be for another identity than %q: a request that names that is answered",
 		granted[0].Identity.Name)
+	denial.Detail += more
+	denial.ForAdministrator += more
 	return denial
 }
 
@@ -94,7 +108,7 @@ func unclearIdentity(grant *Ref, caller *Caller, granted []GrantedIdentity) *Den
 func (a *Authorizer) orIdle() string {
 	for i := range a.rules.Identities {
 		if identity := &a.rules.Identities[i]; identity.Fault != "" {
-			return fmt.Sprintf("; it may be %v, which is faulty: %s; %s", identity, identity.Fault, mendIt)
+			return fmt.Sprintf("; it may be %v, which is faulty: %s; %s", identity.base(), identity.Fault, mendIt)
 		}
 	}
 	return ""
@@ -102,15 +116,21 @@ func (a *Authorizer) orIdle() string {
 
 // idleIdentity denies a request for an idle identity.
 func idleIdentity(identity *Identity) *Denial {
-	return &Denial{Err: ErrFaulty, Detail: identity.WhyIdle()}
+	return &Denial{Err: ErrFaulty, Detail: identity.base().WhyIdle(), ForAdministrator: identity.WhyIdle()}
 }
 
-// WhyIdle says in words why a grant is idle, and what mends it.
+// base is the identity without the folder of its place, which is not for callers.
+func (i Identity) base() Identity {
+	i.Place = WithoutFolder(i.Place)
+	return i
+}
+
+// WhyIdle says in words to a caller why a grant is idle, and what mends it.
 func (r *Ref) WhyIdle() string {
-	return fmt.Sprintf("%v is faulty and gives nothing: %s; %s", r, r.Fault, mendIt)
+	return fmt.Sprintf("%s is faulty and gives nothing%s; %s", r.base(), r.faultForCaller(), mendIt)
 }
 
-// WhyIdle says in words why an identity is idle, and what mends it.
+// WhyIdle says in words to administrators why an identity is idle, and what mends it.
 func (i Identity) WhyIdle() string {
 	return fmt.Sprintf("%v is faulty and gives nothing: %s; %s", i, i.Fault, mendIt)
 }

@@ -26,10 +26,16 @@ func (n *NearMiss) ForCaller() string {
 // base is String without the folder, which is not for callers.
 func (r *Ref) base() string {
 	short := *r
-	if r.Place != "" {
-		short.Place = filepath.Base(r.Place)
-	}
+	short.Place = WithoutFolder(r.Place)
 	return short.String()
+}
+
+// WithoutFolder returns the file and line of a place: where an administrator's files are is not for callers.
+func WithoutFolder(place string) string {
+	if place == "" {
+		return ""
+	}
+	return filepath.Base(place)
 }
 
 // ForAdministrator is ForCaller with whom the grant is for, which callers are told of their own alone.

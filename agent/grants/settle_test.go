@@ -339,11 +339,12 @@ func TestFaultyGrantDecides(t *testing.T) {
 				}
 				return
 			}
-			if denial == nil || denial.Err != grants.ErrFaulty || !strings.Contains(denial.Detail, row.want) {
+			if denial == nil || denial.Err != grants.ErrFaulty || !strings.Contains(d.Reason, row.want) {
 				t.Fatalf("%+v, want %s", denial, row.want)
 			}
-			if d.Reason != denial.Detail {
-				t.Errorf("reason %q", d.Reason)
+			isKnown := a.GrantsFor(&row.caller)[0].Unclear == 0
+			if d.Reason != denial.ForAdministrator || (denial.Detail == d.Reason) != isKnown {
+				t.Errorf("reason %q, and the caller is told %q", d.Reason, denial.Detail)
 			}
 			if has := a.GrantsFor(&row.caller); len(has) != 1 || has[0].Fault == "" || has[0].Index != 0 {
 				t.Errorf("decided by %+v", has)

@@ -31,10 +31,7 @@ func (s *Server) whoAmI(req *request) *apiError {
 		answer.Refused, answer.Code = why.Detail, why.Code
 	}
 	for _, g := range s.Agent.GrantsFor(req.caller) {
-		grant := grantOf(&g)
-		if grant.Fault == "" {
-			grant.Place = "" // where the administrator's files are is not for callers
-		}
+		grant := grantForCaller(&g)
 		for _, resource := range grant.Resources {
 			if s.isDenied(req.caller, grants.Request{Identity: grant.Identity, Resource: resource}) {
 				grant.Denied = append(grant.Denied, resource)
@@ -83,6 +80,21 @@ func callerOf(c *grants.Caller) api.Caller {
 		caller.Group = group.Name
 	}
 	return caller
+}
+
+// grantForCaller is a grant as one that it decides about may know it. Of a faulty one that may be for another caller it
+// has the place alone, without the folder, so that an administrator finds it.
+func grantForCaller(g *grants.Ref) api.Grant {
+	grant := grantOf(g)
+	grant.Place = grants.WithoutFolder(g.Place)
+	switch {
+	case g.Fault == "":
+		grant.Place = ""
+	case g.Unclear != 0:
+		return api.Grant{Number: grant.Number, Place: grant.Place, Caller: "not understood", Resources: []string{},
+			Fault: "whom it is for is not understood: an administrator mends it"}
+	}
+	return grant
 }
 
 func grantOf(g *grants.Ref) api.Grant {

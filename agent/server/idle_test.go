@@ -110,3 +110,59 @@ func TestFaultyGrantOnLoopback(t *testing.T) {
 		}
 	}
 }
+
+// A faulty grant that may be for another caller shows a caller its number, file and line alone, on every path, and one
+// that is for the caller its fault too. The folder is for administrators.
+func TestFaultyGrantToItsCallerAndOthers(t *testing.T) {
+	t.Parallel()
+	const fault, place = `module "gone" is not there`, "/etc/percept/60.toml:1"
+	const secret = "https://secret-of-gone.example"
+	for _, row := range []struct {
+		name  string
+		grant grants.Grant
+		told  bool // the fault
+	}{
+		{"its own", grants.Grant{Caller: grants.Match{Module: "stranger"}}, true},
+		{"another's", grants.Grant{Unclear: grants.Modules}, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			r := rules()
+			row.grant.Identity, row.grant.Resources = "device", []string{secret}
+			row.grant.Place, row.grant.Fault = place, fault
+			r.Grants = append(r.Grants, row.grant)
+			d := newDaemonWith(t, fetchDay, r)
+			stranger, admin := d.tokens("stranger"), d.admin()
+			const asked = "resource=" + secret
+			for name, request := range map[string]string{
+				"IMDS":        get(api.PathIMDSToken+"?api-version=2018-02-01&"+asked, metadata),
+				"App Service": get(api.PathAppServiceToken+"?api-version=2019-08-01&"+asked, appHeader),
+				"v1":          get(api.PathToken + "?" + asked),
+				"watch":       get(api.PathWatch + "?" + asked),
+				"loopback":    get(api.PathLoopback),
+				"who am I":    get(api.PathWhoAmI),
+			} {
+				body := send(t, stranger, request).body
+				if strings.Contains(body, "/etc") || !strings.Contains(body, "60.toml:1") ||
+					strings.Contains(body, "is not there") != row.told {
+					t.Errorf("%s: %s", name, body)
+				}
+				if isShown := strings.Contains(body, secret); name == "who am I" && isShown != row.told {
+					t.Errorf("%s: %s", name, body)
+				}
+			}
+			for name, path := range map[string]string{
+				"check":  api.PathGrantsCheck + "?module=stranger&" + asked,
+				"grants": api.PathGrants, "status": api.PathStatus,
+			} {
+				if body := send(t, admin, get(path)).body; !strings.Contains(body, place) ||
+					!strings.Contains(body, "is not there") {
+					t.Errorf("%s: %s", name, body)
+				}
+			}
+			if log := d.log.String(); !strings.Contains(log, place) {
+				t.Error("the journal does not say where the grant is")
+			}
+		})
+	}
+}
