@@ -52,6 +52,22 @@ func TestMissingEndpointIsKnown(t *testing.T) {
 	}
 }
 
+// A source whose endpoint azidentity chooses knows when it would choose another one; one that was named does not move.
+func TestMoved(t *testing.T) {
+	t.Parallel()
+	for want, moves := range map[Endpoint]bool{Auto: true, "": true, IMDS: false} {
+		agent := false
+		m, err := newIn(func() environment { return environment{getenv: variables(), himds: agent} },
+			Options{Endpoint: want})
+		if err != nil || m.Endpoint() != IMDS || m.Moved() {
+			t.Fatalf("%q: %v %v", want, m.Endpoint(), err)
+		}
+		if agent = true; m.Moved() != moves || m.Endpoint() != IMDS {
+			t.Errorf("%q: moved %v", want, m.Moved())
+		}
+	}
+}
+
 // What azidentity would use in the end is not taken for what the source was made for.
 func TestMissingEndpointIsNotReplaced(t *testing.T) {
 	t.Parallel()

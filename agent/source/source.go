@@ -68,11 +68,14 @@ func New(o Options) (*ManagedIdentity, error) { return newIn(processEnvironment,
 func newIn(now func() environment, o Options) (*ManagedIdentity, error) {
 	env := now()
 	at, err := findTarget(o.Endpoint, env)
-	if err == nil {
-		return newAt(at, o), nil
+	if err != nil {
+		at = env.expected(o.Endpoint)
 	}
-	m := newAt(env.expected(o.Endpoint), o)
+	m := newAt(at, o)
 	m.want, m.environment = o.Endpoint, now
+	if err == nil {
+		return m, nil
+	}
 	m.missing = fmt.Errorf("source managed-identity: %w", err)
 	return m, m.missing
 }
@@ -122,6 +125,16 @@ func (m *ManagedIdentity) Missing() error {
 		m.missing = nil
 	}
 	return m.missing
+}
+
+// Moved reports whether azidentity is free to choose, and would choose another endpoint by now than this source has:
+// the Arc agent may have been installed since. This source stays at its own.
+func (m *ManagedIdentity) Moved() bool {
+	if m.want != Auto && m.want != "" {
+		return false
+	}
+	at, err := findTarget(m.want, m.environment())
+	return err == nil && at != m.at
 }
 
 // Fetch asks the endpoint once for a token of key. The error is a *tokencache.FetchError, or wraps

@@ -33,7 +33,11 @@ type backend struct {
 	simulator *simulator.Server // in this process; nil: none is
 	forgets   bool              // clock begins anew with each process, so that its times are of no use to the next
 
+	// move puts a source anew in force, where what is kept allows it; nil: nothing is kept yet
+	move func(config.Source) error
+
 	mu     sync.Mutex // protects what follows
+	config config.Source
 	kind   string
 	source *source.ManagedIdentity // nil: there is none
 	none   error                   // why not
@@ -46,7 +50,7 @@ func (b *backend) simulated() bool { return b.status().Kind == config.Simulated 
 // newBackend makes the source that the configuration names. A simulated one is the one that the environment leads to,
 // or begins to serve on loopback in this process; azidentity is pointed at it. Close what it returns.
 func newBackend(c config.Source, log *zap.Logger) *backend {
-	b := &backend{log: log, kind: c.Kind}
+	b := &backend{log: log, config: c, kind: c.Kind}
 	b.clock, b.word = clock.Device()
 	switch at := os.Getenv(simulator.URLVariable); {
 	case c.Fault != "":
@@ -79,10 +83,32 @@ func (b *backend) make(c config.Source) *source.ManagedIdentity {
 // errSourceStays is why another source waits for a restart.
 var errSourceStays = errors.New("[source] cannot change while the daemon runs: systemctl restart perceptd")
 
-// replace puts another source in the place of one that is not there and has given no token. mayHold reports whether
-// the tokens that are held may be of that source.
+// follow has the source be at the endpoint that azidentity would choose by now, where it is free to choose and the one
+// of before has given no token: "auto" means until then what it meant at the start.
+func (b *backend) follow() {
+	b.mu.Lock()
+	from, c, gave := b.source, b.config, b.gave
+	b.mu.Unlock()
+	if b.move == nil || from == nil || gave || b.simulator != nil || !from.Moved() {
+		return
+	}
+	if err := b.move(c); err == nil {
+		b.log.Info("the source is at another endpoint by now", zap.String("endpoint", b.status().Endpoint))
+	}
+}
+
+// canLeave reports whether there is no source, or azidentity would choose another by now.
+func (b *backend) canLeave() bool {
+	b.mu.Lock()
+	from := b.source
+	b.mu.Unlock()
+	return b.missing() != nil || from.Moved()
+}
+
+// replace puts another source in the place of one that is not there, or that azidentity would leave by now, and
+// that has given no token. mayHold reports whether the tokens that are held may be of that source.
 func (b *backend) replace(c config.Source, mayHold func(api.SourceStatus) bool) error {
-	if c.Kind != config.ManagedIdentity || c.Fault != "" || b.simulator != nil || b.missing() == nil {
+	if c.Kind != config.ManagedIdentity || c.Fault != "" || b.simulator != nil || !b.canLeave() {
 		return errSourceStays
 	}
 	next := b.make(c)
@@ -91,12 +117,13 @@ func (b *backend) replace(c config.Source, mayHold func(api.SourceStatus) bool) 
 	if b.gave || !mayHold(statusOf(c.Kind, next)) {
 		return errSourceStays
 	}
-	b.kind, b.source, b.none = c.Kind, next, nil
+	b.config, b.kind, b.source, b.none = c, c.Kind, next, nil
 	return nil
 }
 
 // fetch asks the source. It may be another by the time that it answers: then that answer counts for nothing.
 func (b *backend) fetch(ctx context.Context, key tokencache.Key) (tokencache.Fetched, error) {
+	b.follow()
 	b.mu.Lock()
 	from, none := b.source, b.none
 	b.mu.Unlock()

@@ -11,9 +11,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
+	"perceptd/agent/simulator"
 	"perceptd/cmd/perceptd/config"
 	"perceptd/cmd/perceptd/e2e/harness"
 )
@@ -265,6 +267,50 @@ resources = ["https://vault.azure.net"]
 		}
 		d.end()
 	}
+}
+
+// With auto an endpoint that comes after the start is used, as long as the one of before has given no token. After that
+// none is.
+func TestInsideAutoFollows(t *testing.T) {
+	t.Setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1")
+	config := fmt.Sprintf("[[identity]]\nname = \"device\"\n\n[[grant]]\ncaller = { uid = %d }\n"+
+		"identity = \"device\"\nresources = [\"https://vault.azure.net\", \"https://storage.azure.com\"]\n",
+		os.Getuid())
+	d := runInside(t, config)
+	d.AwaitHealth(t)
+	if status, body, err := d.Get(d.Token(), harness.VaultToken); status != 503 {
+		t.Fatalf("%d %s %v", status, body, err)
+	}
+	if got := d.Status(t).Source.Endpoint; got != "imds" {
+		t.Errorf("at the start: %s", got)
+	}
+	server, err := simulator.Start(t.Context(), simulator.ServerOptions{Listen: "127.0.0.1:0",
+		Form: simulator.FormAppService, Backend: simulator.New(simulator.Options{Now: time.Now})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, variable := range server.Environment() {
+		if name, value, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "IDENTITY_") {
+			t.Setenv(name, value)
+		}
+	}
+	if status, body := d.Reload(t, config); status != 200 {
+		t.Fatalf("%d %s", status, body)
+	}
+	harness.Until(t, "a token of what came later", d.Ended, func() bool {
+		status, _, _ := d.Get(d.Token(), harness.VaultToken)
+		return status == 200
+	})
+	if got := d.Status(t).Source.Endpoint; got != "app-service" {
+		t.Errorf("after it: %s", got)
+	}
+	t.Setenv("IDENTITY_HEADER", "")
+	_, _, _ = d.Get(d.Token(), strings.Replace(harness.VaultToken, "vault.azure.net", "storage.azure.com", 1))
+	if got := d.Status(t).Source.Endpoint; got != "app-service" {
+		t.Errorf("a source that has given a token was left for %s", got)
+	}
+	d.end()
+	_ = server.Close(context.Background())
 }
 
 // What systemd says wrongly of itself is told and is no reason not to serve.

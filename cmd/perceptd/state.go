@@ -66,6 +66,9 @@ func (d *daemon) openState(ctx context.Context, waiting error, o *agent.Options,
 		denied:  store.DenyHandoff{Handoff: store.Handoff{Store: d.notify.Store, Discard: d.notify.Discard}},
 	}
 	d.state = s
+	d.backend.move = func(c config.Source) error {
+		return s.move(d.backend.status, func() error { return d.backend.replace(c, s.mayBeLocked) })
+	}
 	defer func() {
 		for _, file := range handedOver {
 			_ = file.Close()
@@ -310,6 +313,21 @@ func (s *state) settle(from func() api.SourceStatus, apply func() error) error {
 	}
 	s.kind, s.source = from().Kind, sourceOf(from())
 	s.waiting = nil
+	return nil
+}
+
+// move calls replace, which puts another source in force. Not while tokens wait for a configuration, which may be of
+// the source that there is.
+func (s *state) move(from func() api.SourceStatus, replace func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting != nil {
+		return errSourceStays
+	}
+	if err := replace(); err != nil {
+		return err
+	}
+	s.kind, s.source = from().Kind, sourceOf(from())
 	return nil
 }
 
