@@ -127,7 +127,7 @@ func start(ctx context.Context, f flags, log *zap.Logger, level zap.AtomicLevel)
 		Changed:      func() { signalOn(d.limitationsChanged) },
 	})
 	d.callers.SetRules(c.CallerRules())
-	d.loop = &loopback{stateDir: f.stateDir, log: log, changed: d.noteChange}
+	d.loop = &loopback{stateDir: d.flags.stateDir, log: log, changed: d.noteChange}
 	d.server = &server.Server{
 		Agent: d.agent, Callers: d.callers, Reload: d.reload, Describe: d.describeNow, Log: log,
 		Now:    d.backend.clock.Wall,

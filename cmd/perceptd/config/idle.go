@@ -68,12 +68,9 @@ func (f *faults) err(isWhole bool) error {
 // idle returns every element that has a fault, with its faults.
 func (f *faults) idle() []Idle {
 	var elements []Idle
-	why, at := make(map[string][]string), make(map[string]int)
+	why := make(map[string][]string)
 	for _, one := range f.all {
-		i, known := at[one.element]
-		if !known {
-			i = len(elements)
-			at[one.element] = i
+		if why[one.element] == nil {
 			elements = append(elements, Idle{Place: one.place, Element: one.element})
 		}
 		if len(why[one.element]) <= maxNamed {

@@ -277,3 +277,17 @@ resources = [%q]
 		t.Error("the audit does not tell by what the caller was known")
 	}
 }
+
+// The secret that header secrets are made of is kept in the state folder, also where the command line does not name it.
+func TestLoopbackSecretInTheChosenStateFolder(t *testing.T) {
+	t.Parallel()
+	d := harness.NewDaemon(t, harness.WithLoopback(harness.SimulatedFor(), harness.FreeAddress(t)))
+	state := d.Dir + "-state"
+	t.Cleanup(func() { _ = os.RemoveAll(state) })
+	d.Process = harness.Launch(t, []string{"STATE_DIRECTORY="}, "perceptd",
+		"--config", d.Config, "--runtime-dir", d.Dir)
+	d.AwaitHealth(t)
+	if info, err := os.Stat(filepath.Join(state, "loopback-secret")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v: %q", info, err, d.Status(t).Trouble)
+	}
+}
