@@ -168,12 +168,13 @@ func TestDenyRulesNotedByTokensThatComeLate(t *testing.T) {
 						}
 					})
 				}
-				away := true
+				var away atomic.Bool
+				away.Store(true)
 				a, err := agent.New(agent.Options{
 					Fetch: new(tokencachetest.Source).Fetch, Rules: edge(), Deny: disk.store(),
 					UnreadTokens: errKeyAway,
 					LoadTokens: func() (all []tokencache.Snapshot, _ []*tokencache.Snapshot, err error) {
-						if away {
+						if away.Load() {
 							return nil, nil, errKeyAway
 						}
 						return []tokencache.Snapshot{{DenyRules: row.noted}}, nil, nil
@@ -191,7 +192,7 @@ func TestDenyRulesNotedByTokensThatComeLate(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				away = false
+				away.Store(false)
 				time.Sleep(2 * time.Minute)
 				synctest.Wait()
 				_, err = a.Token(t.Context(), module, agent.Request{})

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -116,9 +117,10 @@ func TestOpeningThatDoesNotEnd(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "key.cred")
 	harness.Must(t, os.WriteFile(file, []byte("sealed"), 0o600))
 	synctest.Test(t, func(t *testing.T) {
-		calls, release := 0, make(chan struct{})
+		var calls atomic.Int32
+		release := make(chan struct{})
 		o := &opening{file: file, unseal: func(ctx context.Context, _ []byte) ([]byte, error) {
-			if calls++; calls == 1 {
+			if calls.Add(1) == 1 {
 				<-release
 				return nil, ctx.Err()
 			}
@@ -129,17 +131,17 @@ func TestOpeningThatDoesNotEnd(t *testing.T) {
 			if _, fault := o.try(inTime); fault == nil || fault.why != hangs.why || fault.final {
 				t.Errorf("%+v", fault)
 			}
-			if inTime.Err() != nil || calls != 1 {
-				t.Errorf("%v, with %d programs", inTime.Err(), calls)
+			if inTime.Err() != nil || calls.Load() != 1 {
+				t.Errorf("%v, with %d programs", inTime.Err(), calls.Load())
 			}
 			cancel()
 		}
 		close(release)
-		if _, fault := o.try(t.Context()); fault == nil || calls != 1 {
-			t.Errorf("%+v with %d programs", fault, calls)
+		if _, fault := o.try(t.Context()); fault == nil || calls.Load() != 1 {
+			t.Errorf("%+v with %d programs", fault, calls.Load())
 		}
-		if secret, fault := o.try(t.Context()); fault != nil || len(secret) != cacheKeySize || calls != 2 {
-			t.Errorf("%+v with %d programs", fault, calls)
+		if secret, fault := o.try(t.Context()); fault != nil || len(secret) != cacheKeySize || calls.Load() != 2 {
+			t.Errorf("%+v with %d programs", fault, calls.Load())
 		}
 	})
 }
