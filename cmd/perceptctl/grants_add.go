@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"perceptd/agent/api"
+	"perceptd/agent/lock"
 	"perceptd/cmd/perceptctl/term"
 )
 
@@ -340,8 +341,8 @@ type grantsFile struct {
 	path    string
 	before  []byte // nil: there was none
 	written []byte
-	folder  *os.File
-	made    bool // the folder was not there
+	lock    *lock.Folder // on the folder
+	made    bool         // the folder was not there
 }
 
 const grantsFileHead = "# Written by perceptctl grants add. perceptctl reload puts in force what is changed by hand.\n"
@@ -359,17 +360,21 @@ func (f *grantsFile) open() error {
 	case !errors.Is(err, fs.ErrExist):
 		return err
 	}
-	if f.folder, err = os.Open(folder); err != nil {
+	there, err := os.Open(folder)
+	if err != nil {
 		return err
 	}
-	if err := unix.Flock(int(f.folder.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return errors.Join(fmt.Errorf("%s is in use by another perceptctl: %w", folder, err), f.folder.Close())
+	if f.lock, err = lock.TakeFile(there); err != nil {
+		if _, held := errors.AsType[lock.HeldError](err); held {
+			err = fmt.Errorf("%s is in use by another perceptctl: %w", folder, unix.EWOULDBLOCK)
+		}
+		return err
 	}
 	if err := unix.Access(folder, unix.W_OK); err != nil {
-		return errors.Join(&fs.PathError{Op: "write to", Path: folder, Err: err}, f.folder.Close())
+		return errors.Join(&fs.PathError{Op: "write to", Path: folder, Err: err}, f.lock.Close())
 	}
 	if f.before, err = f.read(); err != nil {
-		return errors.Join(err, f.folder.Close())
+		return errors.Join(err, f.lock.Close())
 	}
 	return nil
 }
@@ -435,7 +440,7 @@ func (f *grantsFile) undo() error {
 	} else {
 		err = os.Remove(f.path)
 	}
-	return errors.Join(err, f.folder.Sync())
+	return errors.Join(err, syncFolder(filepath.Dir(f.path)))
 }
 
 // replace puts content in the file's place in one step. The name that it has until then is none that perceptd reads.
@@ -456,7 +461,7 @@ func (f *grantsFile) replace(content []byte) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(part))
 	}
-	return f.folder.Sync()
+	return syncFolder(filepath.Dir(f.path))
 }
 
 // close lets others add grants. A folder that was made for nothing goes.
@@ -465,7 +470,5 @@ func (f *grantsFile) close() {
 	if f.made {
 		_ = os.Remove(filepath.Dir(f.path)) // it stays where it has the file
 	}
-	// A program that is started just now has the descriptor too for a moment, and would keep the lock.
-	_ = unix.Flock(int(f.folder.Fd()), unix.LOCK_UN)
-	_ = f.folder.Close()
+	_ = f.lock.Close()
 }

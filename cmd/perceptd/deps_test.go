@@ -68,7 +68,7 @@ var mayImport = map[string]struct {
 		"agent/source"},
 		"it knows the file, and starts nothing"},
 	"cmd/perceptctl": {[]string{"agent/api", "agent/binding", "agent/client", "agent/clock", "agent/explain",
-		"agent/identityproxy", "agent/simulator", "agent/socket", "agent/store", "cmd/perceptctl/term",
+		"agent/identityproxy", "agent/lock", "agent/simulator", "agent/socket", "agent/store", "cmd/perceptctl/term",
 		"tokencache"},
 		"the tool talks to the daemon, and is not one"},
 	"cmd/fleetdemo": {[]string{"agent", "agent/api", "agent/clock", "agent/grants", "agent/iothub", "agent/iothub/hubtest",
