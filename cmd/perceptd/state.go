@@ -59,12 +59,12 @@ type boundTo struct {
 // what systemd holds. The daemon also serves where it can save nothing, and says so; but it does not serve beside
 // another process that has locked the same folder. waiting is why tokens that were kept are not taken over yet.
 func (d *daemon) openState(ctx context.Context, waiting error, o *agent.Options, handedOver map[string]*os.File) error {
-	from := d.backend.status()
 	s := &state{
-		log: d.log, kind: from.Kind, source: sourceOf(from), waiting: waiting,
+		log: d.log, waiting: waiting,
 		handoff: store.Handoff{Store: d.notify.Store, Discard: d.notify.Discard},
 		denied:  store.DenyHandoff{Handoff: store.Handoff{Store: d.notify.Store, Discard: d.notify.Discard}},
 	}
+	s.setSource(d.backend.status())
 	d.state = s
 	d.backend.move = func(c config.Source) error {
 		return s.move(d.backend.status, func() error { return d.backend.replace(c, s.mayBeLocked) })
@@ -311,7 +311,7 @@ func (s *state) settle(from func() api.SourceStatus, apply func() error) error {
 	if err := apply(); err != nil {
 		return err
 	}
-	s.kind, s.source = from().Kind, sourceOf(from())
+	s.setSource(from())
 	s.waiting = nil
 	return nil
 }
@@ -327,9 +327,12 @@ func (s *state) move(from func() api.SourceStatus, replace func() error) error {
 	if err := replace(); err != nil {
 		return err
 	}
-	s.kind, s.source = from().Kind, sourceOf(from())
+	s.setSource(from())
 	return nil
 }
+
+// setSource notes the source that there is now.
+func (s *state) setSource(now api.SourceStatus) { s.kind, s.source = now.Kind, sourceOf(now) }
 
 // mayBeLocked reports whether all tokens that were taken over are of that source too.
 func (s *state) mayBeLocked(from api.SourceStatus) bool {
